@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/dtype.h"
+#include "kernels/thread_pool.h"
+
+namespace tidepool {
+
+// Embedding: y[t, :] = table[ids[t], :] as float32 (exact).
+// table: [vocab, hidden] row-major, kBF16 or kF32 (or kF16); y: [ids.size(), hidden] float32.
+// The caller has checked 0 <= ids[t] < vocab. No ids is a no-op.
+void Embedding(DType table_dtype, const void* table, int64_t hidden, std::span<const int32_t> ids, float* y,
+               ThreadPool& pool);
+
+}  // namespace tidepool

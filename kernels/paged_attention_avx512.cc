@@ -1,0 +1,7 @@
+#include "kernels/paged_attention_tile.h"
+
+namespace tidepool {
+
+void RunAttentionTileAvx512(const AttentionTile& tile) { RunTile(tile); }
+
+}  // namespace tidepool
