@@ -1,0 +1,52 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "scheduler/cluster_view.h"
+#include "scheduler/options.h"
+#include "scheduler/placement.h"
+#include "scheduler/types.h"
+
+namespace tidepool {
+
+// SchedulerCore: which workers serve which request. Core: holds no thread, no socket and no clock; the same
+// calls with the same times give the same decisions, so a trace replays as a test and the simulator runs the
+// code that ships. Not thread-safe: one owner (SchedulerServer in the daemon). `now` is on one monotonic
+// clock and does not go back.
+class SchedulerCore {
+ public:
+  explicit SchedulerCore(const SchedulerOptions& options);
+
+  // A worker registered, or told what changed. See ReportResult.
+  ReportResult Report(WorkerReport report, absl::Time now);
+  // Chooses workers and books the predicted work on them until the worker reports the prefill, Finish, the
+  // worker is lost, or the booking expires. Asking again for the same request replaces its booking.
+  PlaceResult Place(const PlaceRequest& request, absl::Time now);
+  // What Place would answer, with every candidate; books nothing.
+  PlaceResult Explain(const PlaceRequest& request, absl::Time now) const;
+  // A request ended; false: nothing was booked for it (any more).
+  bool Finish(const std::string& request_id, absl::Time now);
+  // To be called about every worker_timeout/4: ends what ran out. Returns the workers lost just now.
+  std::vector<std::string> Tick(absl::Time now);
+
+  std::vector<WorkerView> Workers(absl::Time now) const { return view_.Workers(now); }
+  const std::optional<ModelIdentity>& model() const { return view_.model(); }
+  size_t inflight() const { return view_.inflight(); }
+  uint64_t index_ignored() const { return view_.prefixes().ignored(); }
+
+ private:
+  // Fills status, placement or rejection. `evaluation` is set when one was made.
+  PlaceResult Decide(const PlaceRequest& request, absl::Time now, Evaluation& evaluation) const;
+  absl::Status CheckRequest(const PlaceRequest& request) const;
+  Placement Describe(const Plan& plan) const;
+  std::vector<Candidate> Candidates(const Evaluation& evaluation, const PlaceRequest& request,
+                                    absl::Time now) const;
+
+  const SchedulerOptions options_;
+  ClusterView view_;
+};
+
+}  // namespace tidepool

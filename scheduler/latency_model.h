@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+#include "scheduler/least_squares.h"
+#include "scheduler/types.h"
+
+namespace tidepool {
+
+// LatencyModel: how long things take on one worker, fitted online to what it measured. Seconds.
+//
+//   prefill(new, cached)   = a + b*new + c*new*(cached + new/2)    linear layers; attention over what
+//   precedes decode step(batch, ctx) = a + b*batch + c*ctx                  weights; linear layers; KV read
+//   fetch(bytes)           = latency + bytes/bandwidth
+//
+// The prefill form is Mooncake's T ~ l(a*n^2*d + b*n*d^2) (arXiv:2407.00079) with a cached prefix. All
+// predictions are positive and rise with their arguments. Not thread-safe.
+class LatencyModel {
+ public:
+  LatencyModel();
+
+  void Observe(const PrefillSample& s);
+  void Observe(const DecodeSample& s);
+  void Observe(const FetchSample& s);
+
+  double PrefillSeconds(uint64_t new_tokens, uint64_t cached_tokens) const;
+  // Of `tokens` queued prompt tokens in `jobs` requests whose prefixes are not known any more.
+  double QueueSeconds(uint64_t tokens, uint64_t jobs) const;
+  double DecodeStepSeconds(uint64_t batch, uint64_t context_tokens) const;
+  double FetchSeconds(uint64_t bytes) const;
+
+  // Decayed mean relative error of predictions made before each sample; 0 before the first.
+  double prefill_error() const { return prefill_.error(); }
+  double decode_error() const { return decode_.error(); }
+  double fetch_error() const { return fetch_.error(); }
+
+ private:
+  LeastSquares<3> prefill_;
+  LeastSquares<3> decode_;
+  LeastSquares<2> fetch_;
+};
+
+}  // namespace tidepool

@@ -1,0 +1,83 @@
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "scheduler/cluster_view.h"
+#include "scheduler/options.h"
+#include "scheduler/types.h"
+
+namespace tidepool {
+
+// Prefilling the prompt on one worker. Seconds are predictions.
+struct PrefillOption {
+  WorkerIndex worker = 0;
+  uint32_t held_blocks = 0;           // of the prompt, usable, on the worker
+  uint32_t cached_blocks = 0;         // held or fetched
+  std::optional<WorkerIndex> holder;  // of [held_blocks, cached_blocks)
+  double queue_seconds = 0;
+  double fetch_seconds = 0;
+  double compute_seconds = 0;
+  uint32_t blocks_needed = 0;
+  bool room = false;  // for blocks_needed, now; without it the worker would refuse
+  uint64_t load = 0;  // requests there: breaks ties
+
+  double service_seconds() const { return fetch_seconds + compute_seconds; }
+  double total_seconds() const { return queue_seconds + service_seconds(); }
+};
+
+struct DecodeOption {
+  WorkerIndex worker = 0;
+  double itl_seconds = 0;      // with this request in the batch, when its prefill will have ended
+  double handoff_seconds = 0;  // what of the KV transfer the prefill does not hide; 0 where local
+  uint32_t blocks_needed = 0;  // for the prompt and the expected answer
+  bool room = false;           // for blocks_needed, now
+  bool full = false;           // not even for the prompt: the worker would refuse
+  uint64_t load = 0;
+};
+
+// One whole way of serving the request.
+struct Plan {
+  PrefillOption prefill;
+  DecodeOption decode;
+  bool full = false;        // a worker of it would refuse for lack of blocks
+  int violations = 0;       // of: room for the answer, TTFT, ITL
+  double cost_seconds = 0;  // predicted time to the end of the answer
+
+  bool local() const { return prefill.worker == decode.worker; }
+  double ttft_seconds() const { return prefill.total_seconds() + decode.handoff_seconds; }
+};
+
+struct Evaluation {
+  // OK: `best` is set, whether it meets the SLO or not. Unavailable: no worker. InvalidArgument: no worker
+  // is large enough.
+  absl::Status status;
+  std::optional<Plan> best;
+  // What was compared. For Explain.
+  std::vector<PrefillOption> prefills;
+  std::vector<Plan> locals;
+  std::vector<DecodeOption> decodes;
+};
+
+// Predicts and compares every way of serving `request` (Mooncake's Algorithm 1, arXiv:2407.00079, with the
+// fetch rule as meant: fetch iff it beats recomputing):
+//
+//   TTFT(p) = queue(p) + min over {fetch what another holds, recompute it} + compute(p, rest)
+//   p = argmin TTFT;  d = argmin (handoff(p, d) + answer * ITL(d))
+//   local(d) = the same on d alone, where d may: role both, or at most local_prefill_tokens uncached, or
+//   no prefill worker left
+//
+// and takes what breaks the fewest limits, then what ends first, then the lower load, then the lower id.
+// ITL(d) is for the batch at the time when the prefill will have ended: less the requests that will be done
+// by then, and with those whose prefill will have ended (looking at the load now makes clusters oscillate).
+// Costs O(workers + bookings + prefix holders).
+Evaluation Evaluate(const ClusterView& view, const SchedulerOptions& options, const PlaceRequest& request,
+                    absl::Time now);
+
+// The SLO in force for the request; InfiniteDuration where there is none.
+absl::Duration EffectiveTtftSlo(const SchedulerOptions& options, const PlaceRequest& request);
+absl::Duration EffectiveItlSlo(const SchedulerOptions& options, const PlaceRequest& request);
+
+}  // namespace tidepool

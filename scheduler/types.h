@@ -1,0 +1,173 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "base/block_layout.h"
+#include "kvstore/types.h"
+
+// What the scheduler's core takes and gives: plain structs, one for each message of
+// proto/tidepool/v1/cluster.proto (protobuf ends in server/). Times are on the driver's monotonic clock.
+namespace tidepool {
+
+// A worker's place in the scheduler's tables: dense, given out again after the worker is forgotten. Means
+// nothing outside one core.
+using WorkerIndex = uint32_t;
+
+enum class Role : uint8_t { kPrefill = 1, kDecode = 2, kBoth = 3 };
+std::string_view RoleName(Role role);
+inline bool CanPrefill(Role r) { return r != Role::kDecode; }
+inline bool CanDecode(Role r) { return r != Role::kPrefill; }
+
+// What must be equal before any KV is exchanged. The name is for people and not compared.
+struct ModelIdentity {
+  std::string name;
+  std::string fingerprint;
+  BlockLayout layout;
+  uint32_t max_model_len = 0;
+  uint32_t vocab_size = 0;
+};
+
+struct WorkerAddress {
+  std::string worker_id;
+  std::string boot_id;
+  std::string grpc;
+  std::string transport;
+  uint32_t pid = 0;
+  std::string host;
+};
+
+struct BlockEvent {
+  BlockKey key;
+  bool removed = false;
+};
+
+struct PrefillSample {
+  uint32_t new_tokens = 0;
+  uint32_t cached_tokens = 0;
+  double seconds = 0;
+};
+struct DecodeSample {
+  uint32_t batch = 0;
+  uint64_t context_tokens = 0;  // summed over the batch
+  double seconds = 0;           // of one step
+};
+struct FetchSample {
+  uint64_t bytes = 0;
+  double seconds = 0;
+};
+
+struct WorkerLoad {
+  uint32_t running = 0;
+  uint32_t waiting = 0;
+  uint64_t queued_prefill_tokens = 0;
+  uint64_t running_context_tokens = 0;
+  uint32_t slots_total = 0;
+  uint32_t slots_free = 0;  // free or evictable
+};
+
+struct WorkerReport {
+  WorkerAddress address;
+  Role role = Role::kBoth;
+  ModelIdentity model;
+  bool draining = false;
+  uint64_t seq = 0;  // from 1 at boot
+  bool snapshot = false;
+  std::vector<BlockEvent> events;
+  WorkerLoad load;
+  std::vector<PrefillSample> prefills;
+  std::vector<DecodeSample> decodes;
+  std::vector<FetchSample> fetches;
+  std::vector<std::string> prefilled;  // request ids
+};
+
+struct ReportResult {
+  // InvalidArgument: a malformed report. FailedPrecondition: another model or layout than the cluster's, or a
+  // process that was replaced by a newer one. ResourceExhausted: too many workers. Else OK.
+  absl::Status status;
+  bool resync = false;      // send a snapshot next
+  bool registered = false;  // the worker was unknown, lost, or another process before
+};
+
+struct PlaceRequest {
+  std::string request_id;
+  std::vector<BlockKey> keys;  // sealed blocks of the prompt, in order
+  uint32_t prompt_tokens = 0;
+  uint32_t max_tokens = 0;
+  // Zero: the configured SLO.
+  absl::Duration slo_ttft;
+  absl::Duration slo_itl;
+  std::vector<std::string> exclude_workers;
+};
+
+// Prefix blocks [begin, end) are expected on `worker`.
+struct PrefixHolder {
+  WorkerAddress worker;
+  uint32_t begin = 0;
+  uint32_t end = 0;
+};
+
+struct Placement {
+  WorkerAddress decode;
+  std::optional<WorkerAddress> prefill;  // absent: the decode worker prefills by itself
+  std::vector<PrefixHolder> holders;     // of what the prefilling worker should fetch
+  uint32_t expected_cached_tokens = 0;   // held or fetched
+  double ttft_seconds = 0;
+  double itl_seconds = 0;
+  std::string reason;
+};
+
+struct Rejection {
+  std::string reason;     // one sentence a person understands
+  std::string_view kind;  // label: ttft, itl, inflight, memory
+  double ttft_seconds = 0;
+  double itl_seconds = 0;
+  uint32_t retry_after_seconds = 1;
+};
+
+// One way in which the request could have been served; what Explain shows.
+struct Candidate {
+  std::string worker_id;
+  std::string_view kind;        // prefill, local, decode
+  uint32_t cached_tokens = 0;   // held by this worker
+  uint32_t fetched_tokens = 0;  // worth fetching from another
+  double queue_seconds = 0;
+  double fetch_seconds = 0;
+  double compute_seconds = 0;
+  double total_seconds = 0;  // to the first token
+  double itl_seconds = 0;
+  bool chosen = false;
+  std::string note;
+};
+
+struct PlaceResult {
+  // OK: `placement` is set. ResourceExhausted: `rejection` is set. Unavailable: no worker can take it now.
+  // InvalidArgument: a request that no worker of this cluster could ever serve, or a malformed one.
+  absl::Status status;
+  std::optional<Placement> placement;
+  std::optional<Rejection> rejection;
+  std::vector<Candidate> candidates;  // Explain only
+};
+
+enum class WorkerState : uint8_t { kReady, kDraining, kLost };
+std::string_view WorkerStateName(WorkerState state);
+
+struct WorkerView {
+  WorkerAddress address;
+  Role role = Role::kBoth;
+  WorkerState state = WorkerState::kReady;
+  WorkerLoad load;
+  uint64_t indexed_blocks = 0;
+  absl::Duration since_report;
+  // Mean relative error of the latency model's last predictions; 0 before the first sample.
+  double prefill_error = 0;
+  double decode_error = 0;
+  double fetch_error = 0;
+};
+
+}  // namespace tidepool

@@ -1,0 +1,166 @@
+#include "scheduler/admission.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "scheduler/core.h"
+#include "tests/scheduler/cluster_builder.h"
+
+namespace tidepool {
+namespace {
+
+using testing::HasSubstr;
+
+struct Load {
+  uint64_t queued_tokens = 0;
+  uint32_t running = 0;
+  uint32_t slots_free = 10'000;
+};
+
+SchedulerCore Cluster(const SchedulerOptions& options, const Load& load) {
+  SchedulerCore core(options);
+  auto p = TestReport("p1", Role::kPrefill);
+  p.load.queued_prefill_tokens = load.queued_tokens;
+  p.load.waiting = load.queued_tokens > 0 ? 1 : 0;
+  auto d = TestReport("d1", Role::kDecode);
+  d.load.running = load.running;
+  d.load.running_context_tokens = load.running * 1000;
+  d.load.slots_free = load.slots_free;
+  core.Report(p, kStart);
+  core.Report(d, kStart);
+  return core;
+}
+
+PlaceResult PlaceUnder(const SchedulerOptions& options, const Load& load) {
+  return Cluster(options, load).Place(TestRequest("r", 640), kStart);
+}
+
+TEST(Admission, NothingIsRejectedEarlyWithoutAnSlo) {
+  EXPECT_TRUE(PlaceUnder({}, {.queued_tokens = 10'000'000, .running = 1000}).placement.has_value());
+}
+
+TEST(Admission, MissedTtftIsRejectedWithASentenceAndADrainEstimate) {
+  SchedulerOptions options;
+  options.slo_ttft = absl::Seconds(1);
+  const auto result = PlaceUnder(options, {.queued_tokens = 50'000});
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kResourceExhausted);
+  ASSERT_TRUE(result.rejection.has_value());
+  EXPECT_EQ(result.rejection->kind, "ttft");
+  EXPECT_THAT(result.rejection->reason, HasSubstr("first token"));
+  EXPECT_THAT(result.rejection->reason, HasSubstr("objective of 1.00 s"));
+  EXPECT_GT(result.rejection->ttft_seconds, 1);
+  // What is above the objective drains in real time.
+  EXPECT_NEAR(result.rejection->retry_after_seconds, result.rejection->ttft_seconds - 1, 1);
+}
+
+TEST(Admission, RetryAfterStaysBetweenOneAndSixtySeconds) {
+  SchedulerOptions options;
+  options.slo_ttft = absl::Seconds(1);
+  EXPECT_EQ(PlaceUnder(options, {.queued_tokens = 100'000'000}).rejection->retry_after_seconds, 60u);
+  options.slo_ttft = absl::Milliseconds(1);
+  const auto impossible = PlaceUnder(options, {});
+  EXPECT_EQ(impossible.rejection->retry_after_seconds, 1u);
+  EXPECT_THAT(impossible.rejection->reason, HasSubstr("idle worker"));
+}
+
+TEST(Admission, MissedItlIsRejected) {
+  SchedulerOptions options;
+  options.slo_itl = absl::Milliseconds(30);
+  EXPECT_TRUE(PlaceUnder(options, {.running = 2}).placement.has_value());
+  const auto result = PlaceUnder(options, {.running = 200});
+  ASSERT_TRUE(result.rejection.has_value());
+  EXPECT_EQ(result.rejection->kind, "itl");
+  EXPECT_THAT(result.rejection->reason, HasSubstr("30.0 ms"));
+}
+
+TEST(Admission, RequestsOwnSloReplacesTheConfiguredOne) {
+  SchedulerOptions options;
+  options.slo_ttft = absl::Seconds(1);
+  auto core = Cluster(options, {.queued_tokens = 50'000});
+  auto r = TestRequest("r", 640);
+  r.slo_ttft = absl::Seconds(100);
+  EXPECT_TRUE(core.Place(r, kStart).placement.has_value());
+}
+
+TEST(Admission, FullWorkersAreNotHandedWorkThatTheyWouldRefuse) {
+  const auto result = PlaceUnder({}, {.slots_free = 20});
+  ASSERT_TRUE(result.rejection.has_value());
+  EXPECT_EQ(result.rejection->kind, "memory");
+  EXPECT_TRUE(PlaceUnder({}, {.slots_free = 21}).placement.has_value());
+}
+
+TEST(Admission, InflightRequestsAreBounded) {
+  SchedulerOptions options;
+  options.max_inflight = 3;
+  auto core = Cluster(options, {});
+  for (int i = 0; i < 3; ++i)
+    EXPECT_TRUE(core.Place(TestRequest("r" + std::to_string(i), 64), kStart).placement.has_value());
+  const auto result = core.Place(TestRequest("r3", 64), kStart);
+  ASSERT_TRUE(result.rejection.has_value());
+  EXPECT_EQ(result.rejection->kind, "inflight");
+  EXPECT_THAT(result.rejection->reason, HasSubstr("scheduler.max_inflight"));
+  EXPECT_TRUE(core.Place(TestRequest("r2", 64), kStart).placement.has_value()) << "a retry is not one more";
+  core.Finish("r0", kStart);
+  EXPECT_TRUE(core.Place(TestRequest("r3", 64), kStart).placement.has_value());
+}
+
+TEST(Admission, RejectionIsMonotoneInLoadAndInTheSlo) {
+  for (double slo : {0.3, 1.0, 5.0}) {
+    SchedulerOptions options;
+    options.slo_ttft = absl::Seconds(slo);
+    options.slo_itl = absl::Milliseconds(40);
+    for (uint32_t running : {0u, 5u, 50u, 500u}) {
+      bool rejected = false;
+      for (uint64_t queued = 0; queued < 60'000; queued += 500) {
+        const bool now =
+            PlaceUnder(options, {.queued_tokens = queued, .running = running}).rejection.has_value();
+        EXPECT_TRUE(now || !rejected) << "admitted again under more load: " << queued << " queued";
+        rejected = now;
+      }
+      EXPECT_TRUE(rejected);
+    }
+    bool rejected = false;
+    for (uint32_t running = 0; running < 300; running += 3) {
+      const bool now = PlaceUnder(options, {.running = running}).rejection.has_value();
+      EXPECT_TRUE(now || !rejected);
+      rejected = now;
+    }
+  }
+  bool admitted = false;
+  for (double slo = 0.05; slo < 20; slo *= 1.1) {
+    SchedulerOptions options;
+    options.slo_ttft = absl::Seconds(slo);
+    const bool now = PlaceUnder(options, {.queued_tokens = 20'000}).placement.has_value();
+    EXPECT_TRUE(now || !admitted) << "a wider objective rejects: " << slo;
+    admitted = now;
+  }
+  EXPECT_TRUE(admitted);
+}
+
+TEST(Admission, RejectedRequestBooksNothing) {
+  SchedulerOptions options;
+  options.slo_ttft = absl::Milliseconds(1);
+  auto core = Cluster(options, {});
+  for (int i = 0; i < 10; ++i) core.Place(TestRequest("r" + std::to_string(i), 640), kStart);
+  EXPECT_EQ(core.inflight(), 0u);
+}
+
+TEST(Admission, OverloadAdmitsUpToTheObjectiveThenRejects) {
+  // A burst far beyond capacity: the admitted ones still meet the objective by the model's own account.
+  SchedulerOptions options;
+  options.slo_ttft = absl::Seconds(2);
+  auto core = Cluster(options, {});
+  int admitted = 0;
+  for (int i = 0; i < 500; ++i) {
+    const auto result =
+        core.Place(TestRequest("r" + std::to_string(i), 640, "c" + std::to_string(i)), kStart);
+    if (!result.placement) continue;
+    ++admitted;
+    EXPECT_LE(result.placement->ttft_seconds, 2.0);
+  }
+  EXPECT_GT(admitted, 3);
+  EXPECT_LT(admitted, 100);
+}
+
+}  // namespace
+}  // namespace tidepool
