@@ -1,0 +1,181 @@
+#include "server/scheduler/convert.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "base/status.h"
+
+namespace tidepool {
+
+namespace {
+
+absl::StatusOr<BlockKey> ToKey(const std::string& bytes, std::string_view field) {
+  BlockKey key;
+  if (bytes.size() != key.bytes.size())
+    return absl::InvalidArgumentError(std::string(field) + ": a block key has 32 bytes, not " +
+                                      std::to_string(bytes.size()));
+  std::memcpy(key.bytes.data(), bytes.data(), bytes.size());
+  return key;
+}
+
+absl::StatusOr<ModelIdentity> FromProto(const v1::ModelIdentity& in) {
+  if (in.kv_dtype() < 1 || in.kv_dtype() > 3)
+    return absl::InvalidArgumentError("model.kv_dtype: " + std::to_string(in.kv_dtype()) +
+                                      " is no element type; 1 to 3 are");
+  return ModelIdentity{.name = in.name(),
+                       .fingerprint = in.fingerprint(),
+                       .layout = {.layers = in.layers(),
+                                  .kv_heads = in.kv_heads(),
+                                  .head_dim = in.head_dim(),
+                                  .block_tokens = in.block_tokens(),
+                                  .dtype = static_cast<DType>(in.kv_dtype())},
+                       .max_model_len = in.max_model_len(),
+                       .vocab_size = in.vocab_size()};
+}
+
+WorkerAddress FromProto(const v1::WorkerAddress& in) {
+  return {.worker_id = in.worker_id(),
+          .boot_id = in.boot_id(),
+          .grpc = in.grpc(),
+          .transport = in.transport(),
+          .pid = in.pid(),
+          .host = in.host()};
+}
+
+absl::StatusOr<absl::Duration> ToSlo(double seconds, std::string_view field) {
+  if (!std::isfinite(seconds) || seconds < 0)
+    return absl::InvalidArgumentError(std::string(field) +
+                                      ": must be a finite number of seconds, at least 0");
+  return absl::Seconds(seconds);
+}
+
+}  // namespace
+
+absl::StatusOr<WorkerReport> FromProto(const v1::WorkerReport& in) {
+  WorkerReport out;
+  out.address = FromProto(in.address());
+  switch (in.role()) {
+    case v1::ROLE_PREFILL:
+      out.role = Role::kPrefill;
+      break;
+    case v1::ROLE_DECODE:
+      out.role = Role::kDecode;
+      break;
+    case v1::ROLE_BOTH:
+      out.role = Role::kBoth;
+      break;
+    default:
+      return absl::InvalidArgumentError("role: must be prefill, decode or both");
+  }
+  TP_ASSIGN_OR_RETURN(out.model, FromProto(in.model()));
+  out.draining = in.draining();
+  out.seq = in.seq();
+  out.snapshot = in.snapshot();
+  out.events.reserve(static_cast<size_t>(in.events_size()));
+  for (const auto& e : in.events()) {
+    TP_ASSIGN_OR_RETURN(const BlockKey key, ToKey(e.key(), "events.key"));
+    out.events.push_back({key, e.removed()});
+  }
+  out.load = {.running = in.running(),
+              .waiting = in.waiting(),
+              .queued_prefill_tokens = in.queued_prefill_tokens(),
+              .running_context_tokens = in.running_context_tokens(),
+              .slots_total = in.slots_total(),
+              .slots_free = in.slots_free()};
+  for (const auto& s : in.prefills())
+    out.prefills.push_back({s.new_tokens(), s.cached_tokens(), s.seconds()});
+  for (const auto& s : in.decodes()) out.decodes.push_back({s.batch(), s.context_tokens(), s.seconds()});
+  for (const auto& s : in.fetches()) out.fetches.push_back({s.bytes(), s.seconds()});
+  out.prefilled.assign(in.prefilled().begin(), in.prefilled().end());
+  return out;
+}
+
+absl::StatusOr<PlaceRequest> FromProto(const v1::PlaceRequest& in) {
+  PlaceRequest out;
+  out.request_id = in.request_id();
+  out.keys.reserve(static_cast<size_t>(in.keys_size()));
+  for (const auto& bytes : in.keys()) {
+    TP_ASSIGN_OR_RETURN(const BlockKey key, ToKey(bytes, "keys"));
+    out.keys.push_back(key);
+  }
+  out.prompt_tokens = in.prompt_tokens();
+  out.max_tokens = in.max_tokens();
+  TP_ASSIGN_OR_RETURN(out.slo_ttft, ToSlo(in.slo_ttft_seconds(), "slo_ttft_seconds"));
+  TP_ASSIGN_OR_RETURN(out.slo_itl, ToSlo(in.slo_itl_seconds(), "slo_itl_seconds"));
+  out.exclude_workers.assign(in.exclude_workers().begin(), in.exclude_workers().end());
+  return out;
+}
+
+void ToProto(const WorkerAddress& in, v1::WorkerAddress* out) {
+  out->set_worker_id(in.worker_id);
+  out->set_boot_id(in.boot_id);
+  out->set_grpc(in.grpc);
+  out->set_transport(in.transport);
+  out->set_pid(in.pid);
+  out->set_host(in.host);
+}
+
+void ToProto(const ModelIdentity& in, v1::ModelIdentity* out) {
+  out->set_name(in.name);
+  out->set_fingerprint(in.fingerprint);
+  out->set_layers(in.layout.layers);
+  out->set_kv_heads(in.layout.kv_heads);
+  out->set_head_dim(in.layout.head_dim);
+  out->set_block_tokens(in.layout.block_tokens);
+  out->set_kv_dtype(static_cast<uint32_t>(in.layout.dtype));
+  out->set_max_model_len(in.max_model_len);
+  out->set_vocab_size(in.vocab_size);
+}
+
+void ToProto(const Placement& in, v1::PlaceReply* out) {
+  ToProto(in.decode, out->mutable_decode());
+  if (in.prefill) ToProto(*in.prefill, out->mutable_prefill());
+  for (const PrefixHolder& h : in.holders) {
+    v1::PrefixHolder* holder = out->add_holders();
+    ToProto(h.worker, holder->mutable_worker());
+    holder->set_begin(h.begin);
+    holder->set_end(h.end);
+  }
+  out->set_expected_cached_tokens(in.expected_cached_tokens);
+  out->set_predicted_ttft_seconds(in.ttft_seconds);
+  out->set_predicted_itl_seconds(in.itl_seconds);
+  out->set_reason(in.reason);
+}
+
+void ToProto(const Rejection& in, v1::PlaceRejection* out) {
+  out->set_reason(in.reason);
+  out->set_predicted_ttft_seconds(in.ttft_seconds);
+  out->set_predicted_itl_seconds(in.itl_seconds);
+  out->set_retry_after_seconds(in.retry_after_seconds);
+}
+
+void ToProto(const Candidate& in, v1::Candidate* out) {
+  out->set_worker_id(in.worker_id);
+  out->set_kind(std::string(in.kind));
+  out->set_cached_tokens(in.cached_tokens);
+  out->set_fetched_tokens(in.fetched_tokens);
+  out->set_queue_seconds(in.queue_seconds);
+  out->set_fetch_seconds(in.fetch_seconds);
+  out->set_compute_seconds(in.compute_seconds);
+  out->set_total_seconds(in.total_seconds);
+  out->set_itl_seconds(in.itl_seconds);
+  out->set_chosen(in.chosen);
+  out->set_note(in.note);
+}
+
+void ToProto(const WorkerView& in, v1::WorkerView* out) {
+  ToProto(in.address, out->mutable_address());
+  out->set_role(static_cast<v1::Role>(in.role));
+  out->set_state(std::string(WorkerStateName(in.state)));
+  out->set_running(in.load.running);
+  out->set_waiting(in.load.waiting);
+  out->set_queued_prefill_tokens(in.load.queued_prefill_tokens);
+  out->set_slots_total(in.load.slots_total);
+  out->set_slots_free(in.load.slots_free);
+  out->set_indexed_blocks(in.indexed_blocks);
+  out->set_seconds_since_report(absl::ToDoubleSeconds(in.since_report));
+}
+
+}  // namespace tidepool

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/probe.h"
+#include "config/config.h"
+
+namespace tidepool {
+
+// SchedulerServer: the scheduler process's gRPC service (tidepool.v1.Scheduler). Driver: owns the listener,
+// a timer thread and the SchedulerCore, which one mutex guards (a decision takes microseconds, so callers
+// wait for each other on gRPC's callback threads). All that it knows comes from workers' reports: it may be
+// restarted at any time. Thread-safe.
+class SchedulerServer {
+ public:
+  // Listens at once. `metrics` (and `clock`) outlive the server. Errors: Unavailable, the address cannot be
+  // bound.
+  static absl::StatusOr<std::unique_ptr<SchedulerServer>> Start(const SchedulerConfig& config,
+                                                                const std::string& cluster_token,
+                                                                MetricRegistry& metrics,
+                                                                const Clock& clock = Clock::Real());
+  // Shuts down without grace where Shutdown was not called.
+  ~SchedulerServer();
+
+  int port() const;
+  // Listening and not being shut down. That workers are there is the gateway's condition.
+  bool ready() const;
+  // Refuses new calls, waits at most `grace` for those running, joins. Idempotent.
+  void Shutdown(absl::Duration grace);
+
+ private:
+  struct Impl;
+  explicit SchedulerServer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tidepool

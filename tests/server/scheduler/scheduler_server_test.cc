@@ -1,0 +1,311 @@
+#include "server/scheduler/scheduler_server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <limits>
+#include <thread>
+
+#include "server/rpc/rpc.h"
+#include "tidepool/v1/cluster.grpc.pb.h"
+
+namespace tidepool {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr char kToken[] = "secret";
+
+std::string Key(char c) { return std::string(32, c); }
+
+class SchedulerServerTest : public testing::Test {
+ protected:
+  SchedulerServerTest() { config_.listen = "127.0.0.1:0"; }
+
+  void Start() {
+    auto server = SchedulerServer::Start(config_, kToken, metrics_, clock_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = std::move(*server);
+    const std::string address = "127.0.0.1:" + std::to_string(server_->port());
+    stub_ = v1::Scheduler::NewStub(channels_.Get(address));
+  }
+
+  static v1::WorkerReport Report(const std::string& id, v1::Role role, uint64_t seq = 1) {
+    v1::WorkerReport r;
+    r.mutable_address()->set_worker_id(id);
+    r.mutable_address()->set_boot_id("boot-" + id);
+    r.mutable_address()->set_grpc(id + ":1");
+    r.mutable_address()->set_transport(std::string("\0\xff", 2));
+    r.mutable_address()->set_pid(42);
+    r.set_role(role);
+    r.mutable_model()->set_name("demo");
+    r.mutable_model()->set_fingerprint("f1");
+    r.mutable_model()->set_layers(2);
+    r.mutable_model()->set_kv_heads(2);
+    r.mutable_model()->set_head_dim(16);
+    r.mutable_model()->set_block_tokens(32);
+    r.mutable_model()->set_kv_dtype(2);
+    r.mutable_model()->set_max_model_len(4096);
+    r.mutable_model()->set_vocab_size(100);
+    r.set_seq(seq);
+    r.set_snapshot(seq == 1);
+    r.set_slots_total(1000);
+    r.set_slots_free(1000);
+    return r;
+  }
+  static v1::PlaceRequest Request(const std::string& id, uint32_t tokens) {
+    v1::PlaceRequest r;
+    r.set_request_id(id);
+    r.set_prompt_tokens(tokens);
+    r.set_max_tokens(8);
+    return r;
+  }
+
+  // Calls with the token and a deadline.
+  template <typename Method, typename In, typename Out>
+  grpc::Status Call(Method method, const In& in, Out* out, std::string_view token = kToken) {
+    grpc::ClientContext context;
+    AddClusterToken(context, token);
+    SetTimeout(context, absl::Seconds(10));
+    return (stub_.get()->*method)(&context, in, out);
+  }
+  grpc::Status Send(const v1::WorkerReport& r) { return Call(&v1::Scheduler::Stub::Report, r, &reply_); }
+  grpc::Status Place(const v1::PlaceRequest& r) { return Call(&v1::Scheduler::Stub::Place, r, &placed_); }
+  v1::ClusterReply Cluster() {
+    v1::ClusterReply out;
+    EXPECT_TRUE(Call(&v1::Scheduler::Stub::Cluster, v1::ClusterRequest(), &out).ok());
+    return out;
+  }
+  uint64_t Decisions(const std::string& kind) {
+    return metrics_.AddCounter("tidepool_scheduler_decisions_total", "", {{"kind", kind}}).value();
+  }
+  double Workers(const std::string& role, const std::string& state) {
+    return metrics_.AddGauge("tidepool_workers", "", {{"role", role}, {"state", state}}).value();
+  }
+
+  FakeClock clock_;
+  MetricRegistry metrics_;
+  SchedulerConfig config_;
+  ChannelCache channels_;
+  std::unique_ptr<SchedulerServer> server_;
+  std::unique_ptr<v1::Scheduler::Stub> stub_;
+  v1::ReportReply reply_;
+  v1::PlaceReply placed_;
+};
+
+TEST_F(SchedulerServerTest, PlacesOnRegisteredWorkersAndPassesAddressesWhole) {
+  Start();
+  EXPECT_EQ(Place(Request("r", 64)).error_code(), grpc::StatusCode::UNAVAILABLE);
+  auto prefill = Report("p1", v1::ROLE_PREFILL);
+  for (char c : {'a', 'b'}) prefill.add_events()->set_key(Key(c));
+  ASSERT_TRUE(Send(prefill).ok());
+  EXPECT_FALSE(reply_.resync());
+  ASSERT_TRUE(Send(Report("d1", v1::ROLE_DECODE)).ok());
+
+  auto request = Request("r", 100);
+  for (char c : {'a', 'b', 'c'}) request.add_keys(Key(c));
+  const auto status = Place(request);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(placed_.prefill().worker_id(), "p1");
+  EXPECT_EQ(placed_.prefill().transport(), std::string("\0\xff", 2));
+  EXPECT_EQ(placed_.decode().worker_id(), "d1");
+  EXPECT_EQ(placed_.decode().pid(), 42u);
+  EXPECT_EQ(placed_.expected_cached_tokens(), 64u);
+  EXPECT_GT(placed_.predicted_ttft_seconds(), 0);
+  EXPECT_THAT(placed_.reason(), HasSubstr("decode on d1"));
+  EXPECT_EQ(Decisions("remote"), 1u);
+  EXPECT_EQ(Decisions("unavailable"), 1u);
+}
+
+TEST_F(SchedulerServerTest, ClusterShowsModelAndWorkers) {
+  Start();
+  EXPECT_TRUE(Cluster().model().fingerprint().empty());
+  auto r = Report("w1", v1::ROLE_BOTH);
+  r.add_events()->set_key(Key('a'));
+  r.set_running(3);
+  ASSERT_TRUE(Send(r).ok());
+  clock_.Advance(absl::Seconds(2));
+  const auto cluster = Cluster();
+  EXPECT_EQ(cluster.model().SerializeAsString(), r.model().SerializeAsString());
+  ASSERT_EQ(cluster.workers_size(), 1);
+  EXPECT_EQ(cluster.workers(0).role(), v1::ROLE_BOTH);
+  EXPECT_EQ(cluster.workers(0).state(), "ready");
+  EXPECT_EQ(cluster.workers(0).running(), 3u);
+  EXPECT_EQ(cluster.workers(0).indexed_blocks(), 1u);
+  EXPECT_NEAR(cluster.workers(0).seconds_since_report(), 2, 1e-6);
+}
+
+TEST_F(SchedulerServerTest, EveryCallNeedsTheClusterToken) {
+  Start();
+  for (const char* token : {"", "wrong"}) {
+    v1::ReportReply report;
+    v1::PlaceReply place;
+    v1::ExplainReply explain;
+    v1::FinishReply finish;
+    v1::ClusterReply cluster;
+    using Stub = v1::Scheduler::Stub;
+    const auto denied = grpc::StatusCode::UNAUTHENTICATED;
+    EXPECT_EQ(Call(&Stub::Report, Report("w", v1::ROLE_BOTH), &report, token).error_code(), denied);
+    EXPECT_EQ(Call(&Stub::Place, Request("r", 1), &place, token).error_code(), denied);
+    EXPECT_EQ(Call(&Stub::Explain, Request("r", 1), &explain, token).error_code(), denied);
+    EXPECT_EQ(Call(&Stub::Finish, v1::FinishRequest(), &finish, token).error_code(), denied);
+    EXPECT_EQ(Call(&Stub::Cluster, v1::ClusterRequest(), &cluster, token).error_code(), denied);
+  }
+  EXPECT_EQ(Cluster().workers_size(), 0) << "a refused report had an effect";
+}
+
+TEST_F(SchedulerServerTest, WorkerWithAnotherModelIsRefusedAndToldWhy) {
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  auto other = Report("w2", v1::ROLE_BOTH);
+  other.mutable_model()->set_block_tokens(64);
+  const auto status = Send(other);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("kv.block_tokens is '64', the cluster's is '32'"));
+  EXPECT_EQ(metrics_.AddCounter("tidepool_scheduler_reports_total", "", {{"result", "refused"}}).value(), 1u);
+}
+
+TEST_F(SchedulerServerTest, MalformedMessagesAreInvalidArguments) {
+  Start();
+  auto report = Report("w1", v1::ROLE_UNSPECIFIED);
+  EXPECT_EQ(Send(report).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  report = Report("w1", v1::ROLE_BOTH);
+  report.mutable_model()->set_kv_dtype(9);
+  EXPECT_THAT(Send(report).error_message(), HasSubstr("kv_dtype"));
+  report = Report("w1", v1::ROLE_BOTH);
+  report.add_events()->set_key("short");
+  EXPECT_THAT(Send(report).error_message(), HasSubstr("32 bytes, not 5"));
+  EXPECT_EQ(Send(v1::WorkerReport()).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  auto request = Request("r", 64);
+  request.add_keys(std::string(33, 'x'));
+  EXPECT_EQ(Place(request).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request = Request("r", 64);
+  request.set_slo_ttft_seconds(std::numeric_limits<double>::quiet_NaN());
+  EXPECT_THAT(Place(request).error_message(), HasSubstr("slo_ttft_seconds"));
+  request.set_slo_ttft_seconds(-1);
+  EXPECT_EQ(Place(request).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Place(Request("r", 5000)).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Place(v1::PlaceRequest()).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(SchedulerServerTest, RejectionCarriesItsDetails) {
+  config_.slo.ttft = absl::Milliseconds(1);
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  const auto status = Place(Request("r", 1000));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  v1::PlaceRejection details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  EXPECT_EQ(details.reason(), status.error_message());
+  EXPECT_THAT(details.reason(), HasSubstr("first token"));
+  EXPECT_GT(details.predicted_ttft_seconds(), 0.001);
+  EXPECT_GE(details.retry_after_seconds(), 1u);
+  EXPECT_EQ(Decisions("rejected"), 1u);
+  EXPECT_EQ(metrics_.AddCounter("tidepool_requests_rejected_total", "", {{"reason", "ttft"}}).value(), 1u);
+}
+
+TEST_F(SchedulerServerTest, ExplainAnswersAlsoWhereItWouldReject) {
+  config_.slo.ttft = absl::Milliseconds(1);
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  v1::ExplainReply reply;
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Explain, Request("r", 1000), &reply).ok());
+  EXPECT_FALSE(reply.has_placement());
+  EXPECT_THAT(reply.rejection().reason(), HasSubstr("first token"));
+  auto patient = Request("r", 1000);
+  patient.set_slo_ttft_seconds(1000);
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Explain, patient, &reply).ok());
+  EXPECT_EQ(reply.placement().decode().worker_id(), "w1");
+  ASSERT_GE(reply.candidates_size(), 1);
+  EXPECT_EQ(Decisions("local"), 0u) << "nothing was decided";
+}
+
+TEST_F(SchedulerServerTest, FinishFreesThePlaceOfARequest) {
+  config_.max_inflight = 1;
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  ASSERT_TRUE(Place(Request("r1", 100)).ok());
+  EXPECT_EQ(Place(Request("r2", 100)).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  v1::FinishRequest finish;
+  finish.set_request_id("r1");
+  v1::FinishReply reply;
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(Call(&v1::Scheduler::Stub::Finish, finish, &reply).ok());
+  EXPECT_TRUE(Place(Request("r2", 100)).ok());
+}
+
+TEST_F(SchedulerServerTest, SilentWorkerIsLostAndCounted) {
+  config_.worker_timeout = absl::Seconds(3);
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  EXPECT_EQ(Workers("both", "ready"), 1);
+  clock_.Advance(absl::Seconds(4));
+  // The timer runs in real time, the worker's age does not.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (Cluster().workers(0).state() != "lost" && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
+  EXPECT_EQ(Cluster().workers(0).state(), "lost");
+  EXPECT_EQ(Place(Request("r", 100)).error_code(), grpc::StatusCode::UNAVAILABLE);
+  while (Workers("both", "lost") != 1 && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
+  EXPECT_EQ(Workers("both", "lost"), 1);
+  EXPECT_EQ(Workers("both", "ready"), 0);
+}
+
+TEST_F(SchedulerServerTest, ManyCallersAreServedAtOnce) {
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  std::atomic<int> placed{0};
+  std::vector<std::thread> callers;
+  for (int t = 0; t < 4; ++t) {
+    callers.emplace_back([&, t] {
+      for (int i = 0; i < 25; ++i) {
+        v1::PlaceReply reply;
+        const std::string id = "r" + std::to_string(t * 100 + i);
+        if (Call(&v1::Scheduler::Stub::Place, Request(id, 100), &reply).ok()) ++placed;
+      }
+    });
+  }
+  for (auto& c : callers) c.join();
+  EXPECT_EQ(placed, 100);
+  EXPECT_EQ(Decisions("local"), 100u);
+  EXPECT_EQ(
+      metrics_.AddHistogram("tidepool_scheduler_decision_seconds", "", LatencyBuckets()).counts().size(),
+      LatencyBuckets().size() + 1);
+}
+
+TEST_F(SchedulerServerTest, LabelSetsExistFromTheStart) {
+  Start();
+  const std::string text = metrics_.Render();
+  for (const char* line : {"tidepool_scheduler_decisions_total{kind=\"remote\"} 0",
+                           "tidepool_requests_rejected_total{reason=\"memory\"} 0",
+                           "tidepool_workers{role=\"decode\",state=\"ready\"} 0",
+                           "tidepool_scheduler_latency_error_ratio{stage=\"prefill\"} 0",
+                           "tidepool_scheduler_inflight_requests 0"})
+    EXPECT_THAT(text, HasSubstr(line));
+}
+
+TEST_F(SchedulerServerTest, ShutdownRefusesCallsAndMayBeRepeated) {
+  Start();
+  EXPECT_TRUE(server_->ready());
+  server_->Shutdown(absl::Seconds(1));
+  EXPECT_FALSE(server_->ready());
+  server_->Shutdown(absl::Seconds(1));
+  v1::ClusterReply out;
+  EXPECT_EQ(Call(&v1::Scheduler::Stub::Cluster, v1::ClusterRequest(), &out).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(SchedulerServerTest, TakenAddressIsAnError) {
+  Start();
+  config_.listen = "127.0.0.1:" + std::to_string(server_->port());
+  const auto second = SchedulerServer::Start(config_, kToken, metrics_, clock_);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(config_.listen));
+}
+
+}  // namespace
+}  // namespace tidepool
