@@ -1,0 +1,447 @@
+#include "server/engine/engine.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "server/engine/batch_core.h"
+#include "server/engine/probe.h"
+#include "server/engine/sampler.h"
+#include "server/engine/sequence.h"
+
+namespace tidepool {
+namespace {
+
+constexpr size_t kObservationsMax = 1024;
+// Nothing depends on it: no wait is without an end.
+constexpr absl::Duration kIdleWait = absl::Seconds(1);
+
+template <typename T>
+void PushBounded(std::deque<T>& queue, const T& item) {
+  if (queue.size() == kObservationsMax) queue.pop_front();
+  queue.push_back(item);
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  explicit Impl(Options o)
+      : options(std::move(o)),
+        probe(*options.metrics, options.role),
+        core({.max_batch = options.config.max_batch, .max_step_tokens = options.config.max_step_tokens}) {
+    const size_t tokens = options.config.max_step_tokens, batch = options.config.max_batch;
+    token_rows.reserve(tokens);
+    position_rows.reserve(tokens);
+    parts.reserve(batch);
+    views.reserve(batch);
+    logit_rows.reserve(batch);
+    logits.resize(batch * options.runner->vocab());
+  }
+
+  // ---- any thread
+  struct Live {
+    uint64_t id = 0;
+    bool cancelled = false;
+  };
+
+  absl::Status Submit(SequenceSpec spec);
+  bool Cancel(const std::string& request_id);
+
+  // ---- the engine's thread
+  // A sequence's part of the step at hand.
+  struct Part {
+    PlanItem item;
+    Sequence* sequence = nullptr;
+    size_t logits_row = 0;  // where item.last
+    bool failed = false;
+  };
+
+  void Run();
+  // Takes what other threads left; waits for it where there is nothing else to do. False: stop.
+  bool TakeMail(std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>>& arrivals,
+                std::vector<uint64_t>& cancels);
+  void Admit(uint64_t id, std::unique_ptr<Sequence> sequence);
+  void Step();
+  void BuildBatch(const std::vector<PlanItem>& plan);
+  // Runs the parts; those that cannot be computed end here and are marked.
+  void Compute();
+  void AfterPart(Part& part);
+  // The next token of a sequence: tells the sink, and decides how it goes on. False: it has ended.
+  bool Accept(uint64_t id, Sequence& sequence, OutputToken token);
+  void Finish(uint64_t id, FinishReason reason, absl::Status status, int32_t stop_token = -1);
+  void Observe(absl::Duration elapsed);
+
+  const Options options;
+  EngineProbe probe;
+
+  mutable std::mutex mu;
+  std::condition_variable mail_cv;
+  mutable std::condition_variable idle_cv;
+  std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>> inbox;  // at most max_waiting
+  std::vector<uint64_t> cancel_inbox;                                 // at most one per live sequence
+  absl::flat_hash_map<std::string, Live> live;                        // not yet finished, by request id
+  size_t unfinished = 0;                                              // OnFinished not yet returned
+  uint64_t next_id = 1;
+  bool draining = false, stopping = false;
+  EngineStats core_stats;  // as of the last step
+  uint64_t inbox_prefill_tokens = 0;
+  std::deque<PrefillObservation> prefill_observations;
+  std::deque<DecodeObservation> decode_observations;
+
+  BatchCore core;
+  Sampler sampler;
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Sequence>> sequences;
+  std::vector<int32_t> token_rows, position_rows, logit_rows;
+  std::vector<Part> parts;
+  std::vector<ForwardSequence> views;
+  std::vector<float> logits;  // [max_batch, vocab]
+
+  std::mutex stop_mu;  // serialises Stop
+  std::thread thread;
+};
+
+absl::Status Engine::Impl::Submit(SequenceSpec spec) {
+  const ModelRunner& runner = *options.runner;
+  if (absl::Status s = ValidateSequence(spec, runner.layout(), runner.vocab(), runner.max_model_len());
+      !s.ok()) {
+    probe.rejected_invalid.Add();
+    return s;
+  }
+  // Such ids (of a tokenizer larger than the model) are never drawn, and must not index a row of logits.
+  std::erase_if(spec.stop_token_ids,
+                [&](int32_t id) { return id < 0 || static_cast<uint32_t>(id) >= runner.vocab(); });
+  // Hashing the prompt is the caller's time, not the engine's.
+  auto sequence =
+      std::make_unique<Sequence>(std::move(spec), runner.layout().block_tokens, options.clock->Now());
+  {
+    std::lock_guard lock(mu);
+    if (draining) {
+      probe.rejected_draining.Add();
+      return absl::UnavailableError("the engine is draining and takes no new requests");
+    }
+    const std::string& request_id = sequence->spec().request_id;
+    if (live.contains(request_id)) {
+      probe.rejected_invalid.Add();
+      return absl::AlreadyExistsError(absl::StrCat("request_id ", request_id, " is running here already"));
+    }
+    const size_t waiting = inbox.size() + core_stats.waiting;
+    if (waiting >= options.config.max_waiting) {
+      probe.rejected_full.Add();
+      return absl::ResourceExhaustedError(absl::StrCat(
+          waiting, " requests wait in the engine; engine.max_waiting is ", options.config.max_waiting));
+    }
+    const uint64_t id = next_id++;
+    live.emplace(request_id, Live{.id = id});
+    ++unfinished;
+    inbox_prefill_tokens += sequence->prompt_tokens() - sequence->computed();
+    inbox.emplace_back(id, std::move(sequence));
+  }
+  mail_cv.notify_one();
+  return absl::OkStatus();
+}
+
+bool Engine::Impl::Cancel(const std::string& request_id) {
+  {
+    std::lock_guard lock(mu);
+    const auto it = live.find(request_id);
+    if (it == live.end()) return false;
+    if (it->second.cancelled) return true;
+    it->second.cancelled = true;
+    cancel_inbox.push_back(it->second.id);
+  }
+  mail_cv.notify_one();
+  return true;
+}
+
+bool Engine::Impl::TakeMail(std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>>& arrivals,
+                            std::vector<uint64_t>& cancels) {
+  arrivals.clear();
+  cancels.clear();
+  std::unique_lock lock(mu);
+  core_stats = {.running = core.running(),
+                .waiting = core.waiting(),
+                .queued_prefill_tokens = core.queued_prefill_tokens(),
+                .running_context_tokens = core.running_context_tokens()};
+  probe.running.Set(core_stats.running);
+  probe.waiting.Set(core_stats.waiting + static_cast<double>(inbox.size()));
+  if (sequences.empty()) {
+    mail_cv.wait_for(lock, absl::ToChronoNanoseconds(kIdleWait),
+                     [&] { return stopping || !inbox.empty() || !cancel_inbox.empty(); });
+  }
+  arrivals.swap(inbox);
+  cancels.swap(cancel_inbox);
+  inbox_prefill_tokens = 0;
+  // Until the next call these are in the core: count them there, or max_waiting could be overrun.
+  core_stats.waiting += static_cast<uint32_t>(arrivals.size());
+  for (const auto& [id, s] : arrivals) core_stats.queued_prefill_tokens += s->prompt_tokens() - s->computed();
+  return !stopping;
+}
+
+void Engine::Impl::Run() {
+  std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>> arrivals;
+  std::vector<uint64_t> cancels;
+  bool go_on = true;
+  while (go_on) {
+    go_on = TakeMail(arrivals, cancels);
+    for (auto& [id, sequence] : arrivals) Admit(id, std::move(sequence));
+    for (uint64_t id : cancels)
+      Finish(id, FinishReason::kCancelled, absl::CancelledError("the request was cancelled"));
+    if (go_on) Step();
+  }
+  std::vector<uint64_t> rest;
+  for (const auto& [id, s] : sequences) rest.push_back(id);
+  std::sort(rest.begin(), rest.end());
+  for (uint64_t id : rest)
+    Finish(id, FinishReason::kCancelled, absl::UnavailableError("the engine is stopping"));
+}
+
+void Engine::Impl::Admit(uint64_t id, std::unique_ptr<Sequence> owned) {
+  Sequence& s = *owned;
+  sequences.emplace(id, std::move(owned));
+  // Fetched blocks become readable here before anything is added to them.
+  s.Computed(0, *options.pool);
+  if (s.spec().first_token) {
+    if (!Accept(id, s, *s.spec().first_token)) return;
+    core.Add(id, s.computed(), 1, /*prefilled=*/true, s.spec().priority);
+  } else {
+    core.Add(id, s.computed(), s.prompt_tokens() - s.computed(), /*prefilled=*/false, s.spec().priority);
+  }
+}
+
+void Engine::Impl::BuildBatch(const std::vector<PlanItem>& plan) {
+  parts.clear();
+  for (const PlanItem& item : plan) {
+    Sequence& s = *sequences.at(item.id);
+    if (absl::Status status = s.EnsureBlocks(s.computed() + item.tokens, *options.pool); !status.ok()) {
+      Finish(item.id, FinishReason::kError,
+             Annotate(status, "no KV block for the next tokens of the answer"));
+      continue;
+    }
+    parts.push_back({.item = item, .sequence = &s});
+  }
+}
+
+void Engine::Impl::Compute() {
+  auto forward = [&](size_t first, size_t count) {
+    token_rows.clear();
+    position_rows.clear();
+    logit_rows.clear();
+    views.clear();
+    for (size_t p = first; p < first + count; ++p) {
+      const Sequence& s = *parts[p].sequence;
+      const uint32_t begin = s.computed(), n = parts[p].item.tokens;
+      views.push_back({.blocks = s.block_bases(),
+                       .context = static_cast<int32_t>(begin + n),
+                       .first_row = static_cast<int32_t>(token_rows.size()),
+                       .q_len = static_cast<int32_t>(n)});
+      for (uint32_t i = begin; i < begin + n; ++i) {
+        token_rows.push_back(s.tokens()[i]);
+        position_rows.push_back(static_cast<int32_t>(i));
+      }
+      if (parts[p].item.last) logit_rows.push_back(static_cast<int32_t>(token_rows.size()) - 1);
+    }
+    float* out = logits.data() + parts[first].logits_row * options.runner->vocab();
+    return options.runner->Forward(
+        {.tokens = token_rows, .positions = position_rows, .sequences = views, .logit_rows = logit_rows},
+        out);
+  };
+
+  size_t row = 0;
+  for (Part& p : parts) {
+    p.logits_row = row;
+    if (p.item.last) ++row;
+  }
+  absl::Status status = forward(0, parts.size());
+  if (status.ok()) return;
+  probe.step_failures.Add();
+  spdlog::error("a step of {} sequences failed: {}", parts.size(), status.ToString());
+  // Whoever is at fault takes nobody along: each computes by itself. (KV is written to the same places
+  // again, so what the failed step left is overwritten.)
+  for (size_t p = 0; p < parts.size(); ++p) {
+    if (parts.size() > 1) status = forward(p, 1);
+    if (status.ok()) continue;
+    if (parts.size() > 1) probe.step_failures.Add();
+    parts[p].failed = true;
+    spdlog::error("{} failed to compute: {}", parts[p].sequence->spec().request_id, status.ToString());
+    Finish(parts[p].item.id, FinishReason::kError, status);
+  }
+}
+
+void Engine::Impl::AfterPart(Part& part) {
+  Sequence& s = *part.sequence;
+  (part.item.decode ? probe.decode_tokens : probe.prefill_tokens).Add(part.item.tokens);
+  s.Computed(part.item.tokens, *options.pool);
+  if (!part.item.last) return;
+  const uint32_t vocab = options.runner->vocab();
+  auto token = sampler.Sample(std::span(logits).subspan(part.logits_row * vocab, vocab), s.spec().sampling,
+                              s.outputs(), s.Banned(), s.spec().top_logprobs);
+  if (!token.ok()) {
+    spdlog::error("{} cannot go on: {}", s.spec().request_id, token.status().ToString());
+    Finish(part.item.id, FinishReason::kError, token.status());
+    return;
+  }
+  if (Accept(part.item.id, s, *std::move(token))) core.Continue(part.item.id);
+}
+
+bool Engine::Impl::Accept(uint64_t id, Sequence& s, OutputToken token) {
+  const int32_t drawn = token.id;
+  if (s.spec().prefill_only) {
+    s.sink().OnToken(std::move(token));
+    Finish(id, FinishReason::kPrefilled, absl::OkStatus());
+    return false;
+  }
+  if (s.IsStop(drawn)) {
+    Finish(id, FinishReason::kStop, absl::OkStatus(), drawn);
+    return false;
+  }
+  s.Append(drawn);
+  probe.generated.Add();
+  s.sink().OnToken(std::move(token));
+  if (s.outputs() >= s.spec().max_tokens) {
+    Finish(id, FinishReason::kLength, absl::OkStatus());
+    return false;
+  }
+  return true;
+}
+
+void Engine::Impl::Finish(uint64_t id, FinishReason reason, absl::Status status, int32_t stop_token) {
+  const auto it = sequences.find(id);
+  if (it == sequences.end()) return;
+  const std::unique_ptr<Sequence> s = std::move(it->second);
+  sequences.erase(it);
+  core.Remove(id);
+  probe.Finished(reason);
+  {
+    std::lock_guard lock(mu);
+    live.erase(s->spec().request_id);
+  }
+  s->sink().OnFinished(s->Finish(reason, std::move(status), stop_token));
+  std::lock_guard lock(mu);
+  if (--unfinished == 0) idle_cv.notify_all();
+}
+
+void Engine::Impl::Step() {
+  const std::vector<PlanItem>& plan = core.Step();
+  if (plan.empty()) return;
+  {
+    // Who has a place is known now; the tokens count once they are computed.
+    std::lock_guard lock(mu);
+    core_stats.running = core.running();
+    core_stats.waiting = core.waiting();
+  }
+  const absl::Time begin = options.clock->Now();
+  BuildBatch(plan);
+  for (Part& p : parts) {
+    if (p.sequence->started == absl::InfiniteFuture()) p.sequence->started = begin;
+  }
+  if (parts.empty()) return;
+  Compute();
+  std::erase_if(parts, [](const Part& p) { return p.failed; });
+  if (parts.empty()) return;
+  Observe(options.clock->Now() - begin);
+  for (Part& p : parts) AfterPart(p);
+}
+
+void Engine::Impl::Observe(absl::Duration elapsed) {
+  const double seconds = absl::ToDoubleSeconds(elapsed);
+  const absl::Time now = options.clock->Now();
+  uint32_t tokens = 0, decodes = 0;
+  uint64_t context = 0;
+  for (const Part& p : parts) {
+    tokens += p.item.tokens;
+    decodes += p.item.decode ? 1 : 0;
+    context += p.sequence->computed() + p.item.tokens;
+  }
+  const bool all = decodes == parts.size();
+  (all ? probe.step_decode : decodes == 0 ? probe.step_prefill : probe.step_mixed).Observe(seconds);
+
+  std::lock_guard lock(mu);
+  if (all) {
+    PushBounded(decode_observations, {.batch = decodes, .context_tokens = context, .seconds = seconds});
+  }
+  for (const Part& p : parts) {
+    if (p.item.decode) continue;
+    Sequence& s = *p.sequence;
+    s.compute_seconds += seconds * p.item.tokens / tokens;
+    if (!p.item.last) continue;
+    s.first_token = now;
+    PushBounded(prefill_observations, {.new_tokens = s.prompt_tokens() - s.cached_tokens,
+                                       .cached_tokens = s.cached_tokens,
+                                       .seconds = s.compute_seconds});
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(Options options) {
+  TP_CHECK(options.runner != nullptr && options.pool != nullptr && options.metrics != nullptr);
+  const EngineConfig& c = options.config;
+  if (c.max_batch < 1) return absl::InvalidArgumentError("engine.max_batch is 0; it must be at least 1");
+  if (c.max_waiting < 1) return absl::InvalidArgumentError("engine.max_waiting is 0; it must be at least 1");
+  if (c.max_step_tokens < c.max_batch) {
+    return absl::InvalidArgumentError(absl::StrCat("engine.max_step_tokens is ", c.max_step_tokens,
+                                                   "; it must be at least engine.max_batch (", c.max_batch,
+                                                   "): a step decodes every running sequence"));
+  }
+  if (options.pool->layout() != options.runner->layout()) {
+    return absl::InvalidArgumentError(absl::StrCat("the pool's block layout is ",
+                                                   options.pool->layout().ToString(), ", the model's ",
+                                                   options.runner->layout().ToString()));
+  }
+  auto impl = std::make_unique<Impl>(std::move(options));
+  impl->thread = std::thread([p = impl.get()] { p->Run(); });
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() { Stop(); }
+
+absl::Status Engine::Submit(SequenceSpec spec) { return impl_->Submit(std::move(spec)); }
+
+bool Engine::Cancel(std::string_view request_id) { return impl_->Cancel(std::string(request_id)); }
+
+EngineStats Engine::stats() const {
+  std::lock_guard lock(impl_->mu);
+  EngineStats out = impl_->core_stats;
+  out.waiting += static_cast<uint32_t>(impl_->inbox.size());
+  out.queued_prefill_tokens += impl_->inbox_prefill_tokens;
+  return out;
+}
+
+EngineObservations Engine::DrainObservations() {
+  std::lock_guard lock(impl_->mu);
+  EngineObservations out{.prefills = {impl_->prefill_observations.begin(), impl_->prefill_observations.end()},
+                         .decodes = {impl_->decode_observations.begin(), impl_->decode_observations.end()}};
+  impl_->prefill_observations.clear();
+  impl_->decode_observations.clear();
+  return out;
+}
+
+void Engine::Drain() {
+  std::lock_guard lock(impl_->mu);
+  impl_->draining = true;
+}
+
+bool Engine::WaitIdle(absl::Duration timeout) const {
+  std::unique_lock lock(impl_->mu);
+  return impl_->idle_cv.wait_for(lock, absl::ToChronoNanoseconds(timeout),
+                                 [&] { return impl_->unfinished == 0; });
+}
+
+void Engine::Stop() {
+  std::lock_guard stop_lock(impl_->stop_mu);
+  {
+    std::lock_guard lock(impl_->mu);
+    impl_->draining = impl_->stopping = true;
+  }
+  impl_->mail_cv.notify_all();
+  if (impl_->thread.joinable()) impl_->thread.join();
+}
+
+}  // namespace tidepool

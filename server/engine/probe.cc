@@ -1,0 +1,46 @@
+#include "server/engine/probe.h"
+
+namespace tidepool {
+namespace {
+
+Counter& Rejected(MetricRegistry& m, const std::string& role, const char* reason) {
+  return m.AddCounter("tidepool_engine_rejections_total", "Sequences that the engine refused to take.",
+                      {{"role", role}, {"reason", reason}});
+}
+
+Counter& Computed(MetricRegistry& m, const std::string& role, const char* kind) {
+  return m.AddCounter("tidepool_engine_computed_tokens_total", "Tokens whose KV was computed.",
+                      {{"role", role}, {"kind", kind}});
+}
+
+Histogram& Steps(MetricRegistry& m, const std::string& role, const char* kind) {
+  return m.AddHistogram("tidepool_engine_step_seconds", "Duration of one step of the continuous batch.",
+                        LatencyBuckets(), {{"role", role}, {"kind", kind}});
+}
+
+}  // namespace
+
+EngineProbe::EngineProbe(MetricRegistry& m, const std::string& role)
+    : running(m.AddGauge("tidepool_requests_running", "Requests in the continuous batch.", {{"role", role}})),
+      waiting(m.AddGauge("tidepool_requests_waiting", "Requests that wait, by what they wait for.",
+                         {{"role", role}, {"reason", "capacity"}})),
+      generated(m.AddCounter("tidepool_generation_tokens_total", "Tokens generated.")),
+      prefill_tokens(Computed(m, role, "prefill")),
+      decode_tokens(Computed(m, role, "decode")),
+      rejected_full(Rejected(m, role, "queue_full")),
+      rejected_invalid(Rejected(m, role, "invalid")),
+      rejected_draining(Rejected(m, role, "draining")),
+      step_failures(m.AddCounter("tidepool_engine_step_failures_total",
+                                 "Steps, or one sequence's part of them, that failed to compute.",
+                                 {{"role", role}})),
+      step_prefill(Steps(m, role, "prefill")),
+      step_decode(Steps(m, role, "decode")),
+      step_mixed(Steps(m, role, "mixed")) {
+  for (size_t i = 0; i < finished_.size(); ++i) {
+    const std::string reason(FinishReasonName(static_cast<FinishReason>(i)));
+    finished_[i] = &m.AddCounter("tidepool_engine_sequences_total", "Sequences that ended, by how.",
+                                 {{"role", role}, {"reason", reason}});
+  }
+}
+
+}  // namespace tidepool

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "base/probe.h"
+#include "server/engine/types.h"
+
+namespace tidepool {
+
+// EngineProbe: the engine's metrics, all label sets created at 0. Lock-free to write.
+class EngineProbe {
+ public:
+  EngineProbe(MetricRegistry& metrics, const std::string& role);
+
+  void Finished(FinishReason reason) { finished_[static_cast<size_t>(reason)]->Add(); }
+
+  Gauge& running;
+  Gauge& waiting;
+  Counter& generated;          // tokens given to clients' sinks (not the prefill worker's copy of the first)
+  Counter& prefill_tokens;     // computed
+  Counter& decode_tokens;      // computed
+  Counter& rejected_full;      // Submit refused: max_waiting
+  Counter& rejected_invalid;   // Submit refused: the sequence itself
+  Counter& rejected_draining;  // Submit refused: draining or stopped
+  Counter& step_failures;      // Forward returned an error for a step or for a sequence
+  Histogram& step_prefill;     // steps that only prefilled
+  Histogram& step_decode;      // steps that only decoded
+  Histogram& step_mixed;
+
+ private:
+  std::array<Counter*, 5> finished_;
+};
+
+}  // namespace tidepool

@@ -1,0 +1,165 @@
+#include "server/engine/sequence.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "kvstore/keys.h"
+
+namespace tidepool {
+namespace {
+
+constexpr size_t kStopTokensMax = 64;
+
+absl::Status Invalid(const std::string& message) { return absl::InvalidArgumentError(message); }
+
+absl::Status ValidateSampling(const SamplingParams& s) {
+  // Negated comparisons, so that NaN fails.
+  if (!(s.temperature >= 0 && std::isfinite(s.temperature))) {
+    return Invalid(absl::StrCat("temperature is ", s.temperature, "; it must be finite and at least 0"));
+  }
+  if (s.top_k < 0) return Invalid(absl::StrCat("top_k is ", s.top_k, "; it must be at least 0 (0: all)"));
+  if (!(s.top_p > 0 && s.top_p <= 1))
+    return Invalid(absl::StrCat("top_p is ", s.top_p, "; it must be in (0, 1]"));
+  if (!(s.min_p >= 0 && s.min_p <= 1))
+    return Invalid(absl::StrCat("min_p is ", s.min_p, "; it must be in [0, 1]"));
+  return absl::OkStatus();
+}
+
+absl::Status ValidateIds(std::string_view what, std::span<const int32_t> ids, uint32_t vocab) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || static_cast<uint32_t>(ids[i]) >= vocab) {
+      return Invalid(
+          absl::StrCat(std::string(what), "[", i, "] is ", ids[i], "; the vocabulary is [0, ", vocab, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateBlocks(const SequenceSpec& spec, const BlockLayout& layout) {
+  const size_t prompt = spec.tokens.size();
+  const size_t needed = (prompt + layout.block_tokens - 1) / layout.block_tokens;
+  if (spec.blocks.size() < needed) {
+    return Invalid(absl::StrCat("blocks holds ", spec.blocks.size(), "; a prompt of ", prompt,
+                                " tokens takes ", needed));
+  }
+  for (const BlockLease& lease : spec.blocks) {
+    if (lease.empty() || lease.data().size() != layout.block_bytes()) {
+      return Invalid(
+          absl::StrCat("blocks holds a lease that is empty or of another layout than ", layout.ToString()));
+    }
+  }
+  const size_t published_tokens = size_t{spec.published_blocks} * layout.block_tokens;
+  const size_t computed_max = spec.first_token ? prompt : prompt - 1;
+  if (spec.computed_tokens < published_tokens || spec.computed_tokens > computed_max ||
+      (spec.first_token && spec.computed_tokens != prompt)) {
+    return Invalid(absl::StrCat("computed_tokens is ", spec.computed_tokens, "; with ", spec.published_blocks,
+                                " published blocks it must be ",
+                                spec.first_token
+                                    ? absl::StrCat(prompt, " (the prompt, as first_token is given)")
+                                    : absl::StrCat("in [", published_tokens, ", ", computed_max, "]")));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layout, uint32_t vocab,
+                              uint32_t max_model_len) {
+  if (spec.sink == nullptr) return Invalid("sink is null");
+  if (spec.request_id.empty()) return Invalid("request_id is empty");
+  if (spec.tokens.empty()) return Invalid("the prompt is empty; it must hold at least one token");
+  if (spec.max_tokens < 1) return Invalid("max_tokens is 0; it must be at least 1");
+  if (uint64_t{spec.tokens.size()} + (spec.prefill_only ? 0 : spec.max_tokens) > max_model_len) {
+    return Invalid(absl::StrCat("the prompt's ", spec.tokens.size(), " tokens and max_tokens ",
+                                spec.max_tokens, " exceed max_model_len ", max_model_len));
+  }
+  TP_RETURN_IF_ERROR(ValidateIds("prompt", spec.tokens, vocab));
+  if (spec.first_token)
+    TP_RETURN_IF_ERROR(ValidateIds("first_token", std::span(&spec.first_token->id, 1), vocab));
+  if (spec.first_token && spec.prefill_only)
+    return Invalid("prefill_only with first_token: nothing is left to do");
+  if (spec.stop_token_ids.size() > kStopTokensMax) {
+    return Invalid(
+        absl::StrCat("stop_token_ids holds ", spec.stop_token_ids.size(), "; at most ", kStopTokensMax));
+  }
+  if (spec.top_logprobs < -1 || spec.top_logprobs > kTopLogprobsMax) {
+    return Invalid(
+        absl::StrCat("top_logprobs is ", spec.top_logprobs, "; it must be in [-1, ", kTopLogprobsMax, "]"));
+  }
+  TP_RETURN_IF_ERROR(ValidateSampling(spec.sampling));
+  return ValidateBlocks(spec, layout);
+}
+
+Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, absl::Time now)
+    : submitted(now),
+      cached_tokens(spec.computed_tokens),
+      spec_(std::move(spec)),
+      prompt_tokens_(static_cast<uint32_t>(spec_.tokens.size())),
+      block_tokens_(block_tokens),
+      keys_(BlockKeys(spec_.root, spec_.tokens, block_tokens)),
+      sealed_(spec_.published_blocks) {
+  // Everything that grows by a token or a block is given its room here: steps allocate nothing.
+  const size_t tokens_max = prompt_tokens_ + (spec_.prefill_only ? 0 : spec_.max_tokens);
+  const size_t blocks_max = std::max(spec_.blocks.size(), tokens_max / block_tokens_ + 1);
+  spec_.tokens.reserve(tokens_max);
+  spec_.blocks.reserve(blocks_max);
+  bases_.reserve(blocks_max);
+  keys_.reserve(blocks_max);
+  for (const BlockLease& lease : spec_.blocks) bases_.push_back(lease.data().data());
+}
+
+absl::Status Sequence::EnsureBlocks(uint32_t context, BlockPool& pool) {
+  const size_t needed = (size_t{context} + block_tokens_ - 1) / block_tokens_;
+  if (needed <= spec_.blocks.size()) return absl::OkStatus();
+  TP_ASSIGN_OR_RETURN(std::vector<BlockLease> more, pool.Reserve(needed - spec_.blocks.size()));
+  for (BlockLease& lease : more) {
+    bases_.push_back(lease.data().data());
+    spec_.blocks.push_back(std::move(lease));
+  }
+  return absl::OkStatus();
+}
+
+void Sequence::Computed(uint32_t n, BlockPool& pool) {
+  spec_.computed_tokens += n;
+  for (; (size_t{sealed_} + 1) * block_tokens_ <= spec_.computed_tokens; ++sealed_) {
+    const uint32_t i = sealed_;
+    if (i == keys_.size()) {
+      const std::span<const int32_t> tokens(spec_.tokens);
+      keys_.push_back(ChildKey(i == 0 ? spec_.root : keys_[i - 1],
+                               tokens.subspan(size_t{i} * block_tokens_, block_tokens_)));
+    }
+    // May hand back another slot with the same contents: somebody published this key first.
+    spec_.blocks[i] = pool.Publish(std::move(spec_.blocks[i]), keys_[i], i == 0 ? nullptr : &keys_[i - 1]);
+    bases_[i] = spec_.blocks[i].data().data();
+    sink().OnBlockSealed(i, keys_[i], spec_.blocks[i]);
+  }
+}
+
+std::span<const int32_t> Sequence::Banned() const {
+  if (outputs() >= spec_.min_tokens) return {};
+  return spec_.stop_token_ids;
+}
+
+bool Sequence::IsStop(int32_t token) const {
+  return outputs() >= spec_.min_tokens && std::find(spec_.stop_token_ids.begin(), spec_.stop_token_ids.end(),
+                                                    token) != spec_.stop_token_ids.end();
+}
+
+SequenceResult Sequence::Finish(FinishReason reason, absl::Status status, int32_t stop_token) {
+  SequenceResult out;
+  out.reason = reason;
+  out.status = std::move(status);
+  out.stop_token = stop_token;
+  out.output_tokens = outputs();
+  if (started != absl::InfiniteFuture()) {
+    out.queue_time = started - submitted;
+    if (first_token != absl::InfiniteFuture()) out.prefill_time = first_token - started;
+  }
+  out.blocks = std::move(spec_.blocks);
+  out.computed_tokens = spec_.computed_tokens;
+  return out;
+}
+
+}  // namespace tidepool

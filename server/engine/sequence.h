@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/engine/model_runner.h"
+#include "server/engine/types.h"
+
+namespace tidepool {
+
+// Every number of `spec` against its range and the model's limits. InvalidArgument names field, value and
+// limit.
+absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layout, uint32_t vocab,
+                              uint32_t max_model_len);
+
+// Sequence: the page table and the progress of one request inside the engine. Owned by the engine's thread.
+class Sequence {
+ public:
+  // `spec` was validated. Hashes the prompt's blocks, so it is made on the caller's thread.
+  Sequence(SequenceSpec spec, uint32_t block_tokens, absl::Time now);
+
+  const SequenceSpec& spec() const { return spec_; }
+  EngineSink& sink() const { return *spec_.sink; }
+  uint32_t prompt_tokens() const { return prompt_tokens_; }
+  uint32_t outputs() const { return static_cast<uint32_t>(tokens().size()) - prompt_tokens_; }
+  const std::vector<int32_t>& tokens() const { return spec_.tokens; }  // prompt, then answer
+  uint32_t computed() const { return spec_.computed_tokens; }
+  std::byte* const* block_bases() const { return bases_.data(); }
+
+  // Makes room for KV of tokens [0, context); reserves from the pool what is missing.
+  absl::Status EnsureBlocks(uint32_t context, BlockPool& pool);
+  // `n` more tokens have KV: publishes the blocks that this filled.
+  void Computed(uint32_t n, BlockPool& pool);
+  void Append(int32_t token) { spec_.tokens.push_back(token); }
+
+  // Stop tokens that must not be drawn yet.
+  std::span<const int32_t> Banned() const;
+  bool IsStop(int32_t token) const;
+
+  // What SequenceResult says of it; the leases move out.
+  SequenceResult Finish(FinishReason reason, absl::Status status, int32_t stop_token);
+
+  absl::Time submitted, started = absl::InfiniteFuture(), first_token = absl::InfiniteFuture();
+  uint32_t cached_tokens;      // had KV when it came
+  double compute_seconds = 0;  // of its prefill so far
+
+ private:
+  SequenceSpec spec_;
+  const uint32_t prompt_tokens_;
+  const uint32_t block_tokens_;
+  std::vector<std::byte*> bases_;  // of spec_.blocks
+  std::vector<BlockKey> keys_;     // of the prompt's full blocks, then of the answer's as they seal
+  uint32_t sealed_;                // blocks published
+};
+
+}  // namespace tidepool

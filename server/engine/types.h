@@ -1,0 +1,135 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/logits.h"
+#include "kvstore/block_pool.h"
+#include "kvstore/types.h"
+
+namespace tidepool {
+
+// How the next token is drawn. The draw for output `i` depends on (seed, i) and the logits only, so that
+// the worker that prefills and the one that decodes draw alike.
+struct SamplingParams {
+  float temperature = 1.0f;  // >= 0; 0 is greedy
+  int32_t top_k = 0;         // keep the k likeliest; 0: all
+  float top_p = 1.0f;        // (0, 1]: keep the likeliest whose mass reaches p
+  float min_p = 0.0f;        // [0, 1]: drop what is less likely than min_p times the likeliest
+  uint64_t seed = 0;
+};
+
+struct OutputToken {
+  int32_t id = 0;
+  uint32_t index = 0;             // of the answer, contiguous from 0
+  float logprob = 0;              // natural log, raw model distribution; 0 where top_logprobs is -1
+  std::vector<TokenLogprob> top;  // the top_logprobs likeliest, falling
+};
+
+enum class FinishReason : uint8_t {
+  kStop,       // a stop token was drawn
+  kLength,     // max_tokens were drawn
+  kPrefilled,  // prefill_only, and the first token was drawn
+  kCancelled,  // Cancel, or the engine stopped
+  kError,      // see SequenceResult::status
+};
+std::string_view FinishReasonName(FinishReason reason);
+
+// What became of a sequence: given exactly once.
+struct SequenceResult {
+  FinishReason reason = FinishReason::kError;
+  absl::Status status;          // not OK for kCancelled and kError only
+  int32_t stop_token = -1;      // the token drawn, where reason is kStop
+  uint32_t output_tokens = 0;   // drawn, a stop token not counted
+  absl::Duration queue_time;    // Submit to the first step
+  absl::Duration prefill_time;  // first step to the first token; zero where that was given
+  // All leases of the sequence, those of sealed blocks published. KV is valid for the first
+  // `computed_tokens` tokens (prompt, then answer). After kPrefilled, blocks[prompt / block_tokens] is the
+  // unsealed tail (where the prompt has one). Dropping the leases frees the blocks.
+  std::vector<BlockLease> blocks;
+  uint32_t computed_tokens = 0;
+};
+
+// EngineSink: where a sequence's results go. Called on the engine's thread, which every other sequence
+// waits for: hand over and return, never block. Calls come in the order: OnBlockSealed in block order, all
+// blocks of the prompt before OnToken 0; OnToken in index order; OnFinished last, exactly once.
+class EngineSink {
+ public:
+  virtual ~EngineSink() = default;
+  // Block `index` of the sequence is full and published in the pool under `key`. Clone the lease to keep
+  // the block. Not called for the blocks that were published when the sequence came.
+  virtual void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) = 0;
+  // The stop token is not given here (see SequenceResult::stop_token), except with prefill_only, where the
+  // first token always is: the engine that decodes judges it.
+  virtual void OnToken(OutputToken token) = 0;
+  virtual void OnFinished(SequenceResult result) = 0;
+};
+
+// SequenceSpec: one request as the engine takes it.
+//
+// Blocks: `blocks` covers at least the prompt; the engine reserves more from its pool, one by one, when
+// the answer outgrows them (a pool that has none then ends the sequence with ResourceExhausted). The first
+// `published_blocks` may be leases on shared, published blocks and are never written. The next ones, up to
+// `computed_tokens`, hold valid KV already (fetched) and are published by the engine. The rest is the
+// sequence's own.
+//
+// A prefix hit may cover whole blocks only, and never the whole prompt: the last token has to be computed
+// to give logits, and its block must be writable for that. So a caller reuses at most
+// ReusableBlocks(prompt size, block_tokens) blocks.
+struct SequenceSpec {
+  std::string request_id;  // unique among the engine's live sequences
+  std::vector<int32_t> tokens;
+  std::vector<BlockLease> blocks;
+  uint32_t published_blocks = 0;
+  uint32_t computed_tokens = 0;  // [published_blocks * block_tokens, prompt), or the prompt with first_token
+
+  // The first token of the answer where another engine drew it (handoff): all of the prompt's KV is in
+  // `blocks`. It comes out of OnToken again as index 0, so that a sink sees every answer alike.
+  std::optional<OutputToken> first_token;
+
+  BlockKey root;  // of the block keys: RootKey(fingerprint, layout, salt)
+  SamplingParams sampling;
+  uint32_t max_tokens = 1;              // >= 1; prompt + max_tokens <= max_model_len
+  uint32_t min_tokens = 0;              // until then no stop token is drawn
+  std::vector<int32_t> stop_token_ids;  // end of sequence included, unless ignored; at most 64
+  int32_t top_logprobs = -1;            // -1: no logprobs; 0: the drawn token's; up to kTopLogprobsMax
+  bool prefill_only = false;            // finish with kPrefilled after the first token
+  int32_t priority = 0;                 // higher runs first
+  std::shared_ptr<EngineSink> sink;
+};
+
+// How many leading blocks of a prompt may come from elsewhere when the prompt is to be prefilled here.
+inline uint32_t ReusableBlocks(size_t prompt_tokens, uint32_t block_tokens) {
+  return prompt_tokens == 0 ? 0 : static_cast<uint32_t>((prompt_tokens - 1) / block_tokens);
+}
+
+// Measurements for the latency model.
+struct PrefillObservation {
+  uint32_t new_tokens = 0;
+  uint32_t cached_tokens = 0;
+  double seconds = 0;  // of compute: each step's time times this sequence's share of the step's tokens
+};
+struct DecodeObservation {
+  uint32_t batch = 0;
+  uint64_t context_tokens = 0;  // summed over the batch
+  double seconds = 0;           // of one step that only decoded
+};
+struct EngineObservations {
+  std::vector<PrefillObservation> prefills;
+  std::vector<DecodeObservation> decodes;
+};
+
+struct EngineStats {
+  uint32_t running = 0;                 // sequences that hold a place in the batch
+  uint32_t waiting = 0;                 // submitted, not yet in the batch
+  uint64_t queued_prefill_tokens = 0;   // prompt tokens still to be computed, running or waiting
+  uint64_t running_context_tokens = 0;  // KV tokens of the running sequences
+};
+
+}  // namespace tidepool

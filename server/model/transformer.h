@@ -1,0 +1,99 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/block_layout.h"
+#include "kernels/kv_write.h"
+#include "kernels/numeric_mode.h"
+#include "kernels/paged_attention.h"
+#include "kernels/rope.h"
+#include "kernels/thread_pool.h"
+#include "server/model/model_config.h"
+#include "server/model/weights.h"
+
+namespace tidepool {
+
+// One sequence's share of a step (View): its rows [first_row, first_row + q_len) of the batch are the
+// last q_len of its first `context` tokens.
+struct ForwardSequence {
+  std::byte* const* blocks = nullptr;  // base of each KV block, ceil(context / block_tokens) entries
+  int32_t context = 0;                 // tokens in KV after this step
+  int32_t first_row = 0;
+  int32_t q_len = 0;
+};
+
+// What one step computes (View): a flat batch of T rows, prefill chunks and decodes mixed.
+struct ForwardBatch {
+  std::span<const int32_t> tokens;     // [T], each in [0, vocab)
+  std::span<const int32_t> positions;  // [T], each in [0, max_positions of the transformer)
+  std::span<const ForwardSequence> sequences;
+  std::span<const int32_t> logit_rows;  // [R] rows in [0, T) whose next-token logits are wanted, R <= T
+};
+
+// Workspace: the activations of one Forward at a time, allocated once (Handle). One per engine thread.
+class Workspace {
+ public:
+  // For steps of at most `max_tokens` rows and `max_sequences` sequences (and so as many logit rows).
+  Workspace(const ModelSpec& spec, uint32_t max_tokens, uint32_t max_sequences);
+
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  size_t bytes() const { return data_.size() * sizeof(float); }
+
+ private:
+  friend class Transformer;
+  uint32_t max_tokens_, max_sequences_;
+  std::vector<float> data_;
+  float* x_;        // [T, hidden] residual stream
+  float* norm_;     // [T, hidden] normalised, then the output of o and down
+  float* qkv_;      // [T, (heads + 2 kv_heads) * head_dim]
+  float* attn_;     // [T, heads * head_dim]
+  float* gate_up_;  // [T, 2 * intermediate]
+  float* act_;      // [T, intermediate]
+  float* rows_;     // [R, hidden] gathered for the head
+  std::vector<KvSlot> slots_;
+  std::vector<AttentionSeq> attention_;
+};
+
+// Transformer: a decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and a
+// gated SiLU MLP (the Llama family; arXiv:2302.13971), computing over paged KV on the CPU. Immutable and
+// thread-safe; movable.
+//
+// Activations are float32 between ops. With kBatchInvariant the logits of a row depend on its own sequence
+// only, bit for bit; see numeric_mode.h.
+class Transformer {
+ public:
+  // max_positions: rows of the RoPE table, [1, spec.max_positions].
+  static absl::StatusOr<Transformer> Create(const ModelSpec& spec, Weights weights, uint32_t max_positions);
+
+  // Writes the KV of the batch's tokens into the sequences' blocks, which lie as `layout` says
+  // (LayoutFor(spec, ...)), and logits[i, :] (float32 [R, vocab], row-major) for logit_rows[i]. KV of
+  // earlier tokens must be in the blocks. Two sequences must not write to one block. Steady state
+  // allocates nothing. T == 0 is a no-op.
+  // InvalidArgument: a token, position or row out of range, sequences that do not cover the rows, a batch
+  // larger than the workspace, another model's layout; KV and logits are then unspecified.
+  absl::Status Forward(const ForwardBatch& batch, const BlockLayout& layout, NumericMode mode,
+                       ThreadPool& pool, Workspace& ws, float* logits) const;
+
+  const ModelSpec& spec() const { return spec_; }
+  uint32_t max_positions() const { return static_cast<uint32_t>(rope_.max_pos()); }
+  const Weights& weights() const { return weights_; }
+
+ private:
+  Transformer(const ModelSpec& spec, Weights weights, RopeTable rope);
+
+  absl::Status CheckBatch(const ForwardBatch& batch, const BlockLayout& layout, const Workspace& ws) const;
+  absl::Status Layer(uint32_t layer, const ForwardBatch& batch, const BlockLayout& layout, NumericMode mode,
+                     ThreadPool& pool, Workspace& ws) const;
+
+  ModelSpec spec_;
+  Weights weights_;
+  RopeTable rope_;
+};
+
+}  // namespace tidepool

@@ -1,0 +1,688 @@
+// The engine's rules over a model double: what a token is follows from the KV that the blocks hold, so a
+// lost, misplaced or stale block shows as another answer.
+#include "server/engine/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "base/rng.h"
+#include "kvstore/keys.h"
+#include "tests/server/engine/recording_sink.h"
+
+namespace tidepool {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr uint32_t kVocab = 1000;
+constexpr uint32_t kBlock = 4;
+constexpr int32_t kNanToken = 990;   // a context ending in it gives NaN logits
+constexpr int32_t kFailToken = 991;  // a batch with it fails to compute
+const BlockLayout kLayout{
+    .layers = 1, .kv_heads = 1, .head_dim = 2, .block_tokens = kBlock, .dtype = DType::kF32};
+
+// The token that follows a context: any function of all of it.
+int32_t Next(const std::vector<int32_t>& context) {
+  uint64_t h = 0;
+  for (int32_t t : context) h = Mix64(h + static_cast<uint64_t>(t));
+  return static_cast<int32_t>(h % 900);
+}
+
+std::vector<int32_t> Continue(std::vector<int32_t> context, size_t n) {
+  std::vector<int32_t> out;
+  for (size_t i = 0; i < n; ++i) {
+    out.push_back(Next(context));
+    context.push_back(out.back());
+  }
+  return out;
+}
+
+// What the test sees and steers of the runner that the engine owns.
+struct Controls {
+  // Lets `n` more steps happen; by default there is no limit.
+  void Allow(int n) {
+    std::lock_guard lock(mu);
+    allowed = n;
+    cv.notify_all();
+  }
+  void Free() { Allow(1 << 30); }
+  // Until a step waits for permission.
+  bool WaitHeld() {
+    std::unique_lock lock(mu);
+    return cv.wait_for(lock, std::chrono::seconds(60), [&] { return held; });
+  }
+  std::mutex mu;
+  std::condition_variable cv;
+  int allowed = 1 << 30;
+  bool held = false;
+  std::vector<std::vector<int32_t>> steps;  // q_len of each sequence
+};
+
+class KvRunner final : public ModelRunner {
+ public:
+  explicit KvRunner(std::shared_ptr<Controls> c) : c_(std::move(c)) {}
+  const BlockLayout& layout() const override { return kLayout; }
+  uint32_t vocab() const override { return kVocab; }
+  uint32_t max_model_len() const override { return 256; }
+
+  absl::Status Forward(const ForwardBatch& batch, float* logits) override {
+    {
+      std::unique_lock lock(c_->mu);
+      c_->held = c_->allowed == 0;
+      c_->cv.notify_all();
+      c_->cv.wait_for(lock, std::chrono::seconds(60), [&] { return c_->allowed > 0; });
+      c_->held = false;
+      --c_->allowed;
+      std::vector<int32_t> shape;
+      for (const auto& s : batch.sequences) shape.push_back(s.q_len);
+      c_->steps.push_back(shape);
+    }
+    for (int32_t t : batch.tokens) {
+      if (t == kFailToken) return absl::InternalError("cannot compute this token");
+    }
+    size_t next_logits = 0;
+    for (const ForwardSequence& s : batch.sequences) {
+      for (int32_t i = 0; i < s.q_len; ++i) {
+        const int32_t p = s.context - s.q_len + i;
+        reinterpret_cast<int32_t*>(s.blocks[p / kBlock])[p % kBlock] = batch.tokens[s.first_row + i];
+      }
+      if (next_logits == batch.logit_rows.size() ||
+          batch.logit_rows[next_logits] != s.first_row + s.q_len - 1)
+        continue;
+      std::vector<int32_t> context;
+      for (int32_t p = 0; p < s.context; ++p) {
+        context.push_back(reinterpret_cast<const int32_t*>(s.blocks[p / kBlock])[p % kBlock]);
+      }
+      float* row = logits + next_logits++ * kVocab;
+      std::fill(row, row + kVocab, 0.0f);
+      row[Next(context)] = 10;
+      row[(Next(context) + 1) % 900] = 5;
+      if (context.back() == kNanToken) row[3] = std::nanf("");
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::shared_ptr<Controls> c_;
+};
+
+class EngineTest : public ::testing::Test {
+ protected:
+  void Start(EngineConfig config = {.max_batch = 4, .max_step_tokens = 16, .max_waiting = 8},
+             uint32_t slots = 128) {
+    auto pool = BlockPool::Create({.layout = kLayout, .slots = slots, .metrics = &metrics_});
+    ASSERT_TRUE(pool.ok()) << pool.status();
+    pool_ = *std::move(pool);
+    auto engine = Engine::Start({.config = config,
+                                 .runner = std::make_unique<KvRunner>(controls_),
+                                 .pool = pool_.get(),
+                                 .role = "both",
+                                 .metrics = &metrics_});
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    engine_ = *std::move(engine);
+  }
+  void TearDown() override {
+    controls_->Free();
+    engine_.reset();
+  }
+
+  std::shared_ptr<RecordingSink> MakeSpec(SequenceSpec& spec, const std::string& id,
+                                          std::vector<int32_t> tokens, uint32_t max_tokens) {
+    auto sink = std::make_shared<RecordingSink>();
+    spec.request_id = id;
+    spec.tokens = std::move(tokens);
+    spec.blocks = *pool_->Reserve((spec.tokens.size() + kBlock - 1) / kBlock);
+    spec.sampling.temperature = 0;
+    spec.max_tokens = max_tokens;
+    spec.sink = sink;
+    return sink;
+  }
+  std::shared_ptr<RecordingSink> Submit(const std::string& id, std::vector<int32_t> tokens,
+                                        uint32_t max_tokens) {
+    SequenceSpec spec;
+    auto sink = MakeSpec(spec, id, std::move(tokens), max_tokens);
+    const absl::Status s = engine_->Submit(std::move(spec));
+    EXPECT_TRUE(s.ok()) << s;
+    return sink;
+  }
+  static std::vector<int32_t> Prompt(size_t n, int32_t from = 1) {
+    std::vector<int32_t> out(n);
+    for (size_t i = 0; i < n; ++i) out[i] = from + static_cast<int32_t>(i);
+    return out;
+  }
+  std::string Metrics() { return metrics_.Render(); }
+
+  MetricRegistry metrics_;
+  std::shared_ptr<Controls> controls_ = std::make_shared<Controls>();
+  std::unique_ptr<BlockPool> pool_;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(EngineTest, AnswersOneRequestToItsLength) {
+  Start();
+  auto sink = Submit("a", Prompt(10), 9);
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->ids(), Continue(Prompt(10), 9));
+  EXPECT_EQ(sink->result.reason, FinishReason::kLength);
+  EXPECT_EQ(sink->result.output_tokens, 9u);
+  EXPECT_EQ(sink->result.computed_tokens, 18u);  // the last token drawn is never computed
+  for (uint32_t i = 0; i < 9; ++i) EXPECT_EQ(sink->tokens[i].index, i);
+  EXPECT_GT(sink->result.prefill_time, absl::ZeroDuration());
+}
+
+TEST_F(EngineTest, ManyRequestsAtOnceAnswerAsAlone) {
+  Start({.max_batch = 3, .max_step_tokens = 7, .max_waiting = 64});
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 30; ++i) {
+    sinks.push_back(Submit(absl::StrCat("r", i), Prompt(1 + i % 11, i * 7 + 1), 1 + i % 13));
+  }
+  for (int i = 0; i < 30; ++i) {
+    ASSERT_TRUE(sinks[i]->WaitFinished());
+    EXPECT_EQ(sinks[i]->ids(), Continue(Prompt(1 + i % 11, i * 7 + 1), 1 + i % 13)) << i;
+    EXPECT_EQ(sinks[i]->finished, 1);
+  }
+}
+
+TEST_F(EngineTest, StopTokenEndsTheAnswerAndIsNotGivenAsOutput) {
+  Start();
+  const auto want = Continue(Prompt(5), 6);
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "a", Prompt(5), 20);
+  spec.stop_token_ids = {want[3]};
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->ids(), std::vector<int32_t>(want.begin(), want.begin() + 3));
+  EXPECT_EQ(sink->result.reason, FinishReason::kStop);
+  EXPECT_EQ(sink->result.stop_token, want[3]);
+}
+
+TEST_F(EngineTest, MinTokensHoldsStopTokensBack) {
+  Start();
+  const auto want = Continue(Prompt(5), 2);
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "a", Prompt(5), 6);
+  spec.stop_token_ids = {want[0]};
+  spec.min_tokens = 3;
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_GE(sink->tokens.size(), 3u);
+  EXPECT_EQ(sink->tokens[0].id, (want[0] + 1) % 900);  // the second best
+}
+
+TEST_F(EngineTest, FullBlocksArePublishedUnderTheirKeysBeforeTheFirstToken) {
+  Start();
+  auto sink = Submit("a", Prompt(10), 7);
+  ASSERT_TRUE(sink->WaitFinished());
+  std::vector<int32_t> all = Prompt(10);
+  for (int32_t t : Continue(Prompt(10), 7)) all.push_back(t);
+  all.pop_back();  // never computed
+  const auto keys = BlockKeys(BlockKey{}, all, kBlock);
+  ASSERT_EQ(sink->sealed.size(), 4u);
+  for (uint32_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(sink->sealed[i].first, i);
+    EXPECT_EQ(sink->sealed[i].second, keys[i]);
+  }
+  EXPECT_EQ(pool_->MatchPrefix(keys), 4u);
+  EXPECT_EQ(sink->order.substr(0, 3), "bbt");
+  EXPECT_EQ(sink->order.back(), 'f');
+}
+
+TEST_F(EngineTest, PrefixBlocksAreReusedWithoutComputingOrWritingThem) {
+  Start();
+  auto first = Submit("a", Prompt(13), 4);
+  ASSERT_TRUE(first->WaitFinished());
+  first->result.blocks.clear();
+
+  const auto keys = BlockKeys(BlockKey{}, Prompt(13), kBlock);
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "b", Prompt(13), 4);
+  auto prefix = pool_->LeasePrefix(std::span(keys).first(ReusableBlocks(13, kBlock)));
+  ASSERT_EQ(prefix.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) spec.blocks[i] = std::move(prefix[i]);
+  spec.published_blocks = 3;
+  spec.computed_tokens = 12;
+  controls_->steps.clear();
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->ids(), Continue(Prompt(13), 4));
+  ASSERT_FALSE(controls_->steps.empty());
+  EXPECT_THAT(controls_->steps[0], ElementsAre(1));  // one token of thirteen
+  const auto observed = engine_->DrainObservations();
+  ASSERT_EQ(observed.prefills.size(), 2u);
+  EXPECT_EQ(observed.prefills[1].new_tokens, 1u);
+  EXPECT_EQ(observed.prefills[1].cached_tokens, 12u);
+}
+
+TEST_F(EngineTest, ReusableBlocksAlwaysLeaveATokenToCompute) {
+  EXPECT_EQ(ReusableBlocks(0, 4), 0u);
+  EXPECT_EQ(ReusableBlocks(4, 4), 0u);
+  EXPECT_EQ(ReusableBlocks(5, 4), 1u);
+  EXPECT_EQ(ReusableBlocks(8, 4), 1u);
+  EXPECT_EQ(ReusableBlocks(9, 4), 2u);
+}
+
+TEST_F(EngineTest, TwoRequestsWithOnePromptShareTheBlockPublishedFirst) {
+  Start();
+  controls_->Allow(0);
+  auto a = Submit("a", Prompt(8), 3);
+  auto b = Submit("b", Prompt(8), 3);
+  controls_->Free();
+  ASSERT_TRUE(a->WaitFinished());
+  ASSERT_TRUE(b->WaitFinished());
+  EXPECT_EQ(a->ids(), b->ids());
+  EXPECT_EQ(a->lease_bases[0], b->lease_bases[0]);
+  EXPECT_EQ(a->lease_bases[1], b->lease_bases[1]);
+}
+
+// Prefill here, copy the blocks to another pool, decode there: the same answer as at one place, whether
+// the prompt leaves an unsealed tail or not.
+TEST_F(EngineTest, HandoffContinuesTheAnswerOnAnotherEngine) {
+  Start();
+  auto pool_b = *BlockPool::Create({.layout = kLayout, .slots = 64, .metrics = &metrics_});
+  auto engine_b = *Engine::Start({.config = {.max_batch = 2, .max_step_tokens = 4},
+                                  .runner = std::make_unique<KvRunner>(controls_),
+                                  .pool = pool_b.get(),
+                                  .role = "decode",
+                                  .metrics = &metrics_});
+  for (const size_t n : {1u, 7u, 8u, 9u}) {
+    SequenceSpec spec;
+    auto prefill = MakeSpec(spec, "p", Prompt(n), 12);
+    spec.prefill_only = true;
+    spec.top_logprobs = 1;
+    ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+    ASSERT_TRUE(prefill->WaitFinished());
+    EXPECT_EQ(prefill->result.reason, FinishReason::kPrefilled);
+    EXPECT_EQ(prefill->result.computed_tokens, n);
+    ASSERT_EQ(prefill->tokens.size(), 1u);
+
+    SequenceSpec next;
+    auto decode = MakeSpec(next, "d", Prompt(n), 12);
+    next.blocks = *pool_b->Reserve((n + kBlock - 1) / kBlock);
+    for (size_t i = 0; i < next.blocks.size(); ++i) {
+      std::ranges::copy(prefill->result.blocks[i].data(), next.blocks[i].data().begin());
+    }
+    next.computed_tokens = static_cast<uint32_t>(n);
+    next.first_token = prefill->tokens[0];
+    ASSERT_TRUE(engine_b->Submit(std::move(next)).ok());
+    ASSERT_TRUE(decode->WaitFinished());
+    EXPECT_EQ(decode->ids(), Continue(Prompt(n), 12)) << n;
+    EXPECT_EQ(decode->tokens[0].top, prefill->tokens[0].top);
+    // Fetched blocks are readable at their new place too.
+    EXPECT_EQ(pool_b->MatchPrefix(BlockKeys(BlockKey{}, Prompt(n), kBlock)), n / kBlock);
+  }
+}
+
+TEST_F(EngineTest, HandedOffFirstTokenIsJudgedWhereItIsDecoded) {
+  Start();
+  const int32_t first = Next(Prompt(4));
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "p", Prompt(4), 5);
+  spec.prefill_only = true;
+  spec.stop_token_ids = {first};
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->result.reason, FinishReason::kPrefilled);
+  ASSERT_EQ(sink->ids(), std::vector<int32_t>{first});
+
+  SequenceSpec stop;
+  auto stopped = MakeSpec(stop, "d", Prompt(4), 5);
+  stop.computed_tokens = 4;
+  stop.first_token = sink->tokens[0];
+  stop.stop_token_ids = {first};
+  ASSERT_TRUE(engine_->Submit(std::move(stop)).ok());
+  ASSERT_TRUE(stopped->WaitFinished());
+  EXPECT_EQ(stopped->result.reason, FinishReason::kStop);
+  EXPECT_TRUE(stopped->tokens.empty());
+
+  SequenceSpec one;
+  auto length = MakeSpec(one, "e", Prompt(4), 1);
+  one.computed_tokens = 4;
+  one.first_token = sink->tokens[0];
+  ASSERT_TRUE(engine_->Submit(std::move(one)).ok());
+  ASSERT_TRUE(length->WaitFinished());
+  EXPECT_EQ(length->result.reason, FinishReason::kLength);
+  EXPECT_EQ(length->ids(), std::vector<int32_t>{first});
+}
+
+TEST_F(EngineTest, CancelFreesBlocksAndPlaceWithinOneStep) {
+  Start({.max_batch = 1, .max_step_tokens = 8, .max_waiting = 8});
+  controls_->Allow(3);
+  auto a = Submit("a", Prompt(6), 200);
+  ASSERT_TRUE(a->WaitTokens(3));
+  ASSERT_TRUE(controls_->WaitHeld());  // inside the fourth step
+  auto b = Submit("b", Prompt(6, 100), 2);
+  EXPECT_TRUE(engine_->Cancel("a"));
+  EXPECT_TRUE(engine_->Cancel("a"));
+  controls_->Allow(2);  // the fourth ends; the fifth is b's already
+  ASSERT_TRUE(a->WaitFinished());
+  EXPECT_EQ(a->result.reason, FinishReason::kCancelled);
+  EXPECT_EQ(a->result.status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(a->tokens.size(), 4u);
+  ASSERT_TRUE(b->WaitTokens(1));
+  controls_->Free();
+  ASSERT_TRUE(b->WaitFinished());
+  EXPECT_FALSE(engine_->Cancel("a"));
+  ASSERT_TRUE(engine_->WaitIdle(absl::Seconds(60)));
+  a->result.blocks.clear();
+  b->result.blocks.clear();
+  EXPECT_EQ(pool_->stats().leased, 0u);
+}
+
+TEST_F(EngineTest, WaitingRequestsCanBeCancelled) {
+  Start({.max_batch = 1, .max_step_tokens = 8, .max_waiting = 8});
+  controls_->Allow(0);
+  auto a = Submit("a", Prompt(6), 3);
+  ASSERT_TRUE(controls_->WaitHeld());
+  auto b = Submit("b", Prompt(6), 3);
+  EXPECT_TRUE(engine_->Cancel("b"));
+  controls_->Free();
+  ASSERT_TRUE(b->WaitFinished());
+  EXPECT_TRUE(b->tokens.empty());
+  ASSERT_TRUE(a->WaitFinished());
+  EXPECT_EQ(a->ids(), Continue(Prompt(6), 3));
+}
+
+TEST_F(EngineTest, QueueLimitRefusesAndCounts) {
+  Start({.max_batch = 1, .max_step_tokens = 8, .max_waiting = 2});
+  controls_->Allow(0);
+  auto a = Submit("a", Prompt(6), 2);
+  ASSERT_TRUE(controls_->WaitHeld());
+  auto b = Submit("b", Prompt(6), 2);
+  auto c = Submit("c", Prompt(6), 2);
+  EXPECT_EQ(engine_->stats().running, 1u);
+  EXPECT_EQ(engine_->stats().waiting, 2u);
+  SequenceSpec d;
+  auto refused = MakeSpec(d, "d", Prompt(6), 2);
+  const absl::Status s = engine_->Submit(std::move(d));
+  EXPECT_EQ(s.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(s.message()), HasSubstr("engine.max_waiting is 2"));
+  controls_->Free();
+  ASSERT_TRUE(c->WaitFinished());
+  EXPECT_EQ(refused->finished, 0);
+  EXPECT_THAT(Metrics(),
+              HasSubstr("tidepool_engine_rejections_total{reason=\"queue_full\",role=\"both\"} 1"));
+}
+
+TEST_F(EngineTest, NanLogitsEndThatSequenceOnly) {
+  Start();
+  controls_->Allow(0);
+  auto first = Submit("first", Prompt(3, 300), 3);
+  ASSERT_TRUE(controls_->WaitHeld());
+  auto bad = Submit("bad", {5, 6, kNanToken}, 5);  // in one step with the next
+  auto good = Submit("good", Prompt(6), 5);
+  controls_->Free();
+  ASSERT_TRUE(bad->WaitFinished());
+  ASSERT_TRUE(good->WaitFinished());
+  ASSERT_TRUE(first->WaitFinished());
+  EXPECT_EQ(bad->result.reason, FinishReason::kError);
+  EXPECT_THAT(std::string(bad->result.status.message()), HasSubstr("nan"));
+  EXPECT_EQ(first->ids(), Continue(Prompt(3, 300), 3));
+  EXPECT_EQ(good->ids(), Continue(Prompt(6), 5));
+}
+
+TEST_F(EngineTest, SequenceThatCannotBeComputedDoesNotTakeTheBatchDown) {
+  Start();
+  controls_->Allow(0);
+  auto a = Submit("a", Prompt(5, 200), 4);
+  ASSERT_TRUE(controls_->WaitHeld());
+  auto bad = Submit("bad", {5, kFailToken, 6}, 5);
+  auto b = Submit("b", Prompt(6), 5);
+  controls_->Free();
+  ASSERT_TRUE(bad->WaitFinished());
+  EXPECT_EQ(bad->result.reason, FinishReason::kError);
+  EXPECT_THAT(std::string(bad->result.status.message()), HasSubstr("cannot compute this token"));
+  ASSERT_TRUE(a->WaitFinished());
+  ASSERT_TRUE(b->WaitFinished());
+  EXPECT_EQ(a->ids(), Continue(Prompt(5, 200), 4));
+  EXPECT_EQ(b->ids(), Continue(Prompt(6), 5));
+}
+
+TEST_F(EngineTest, AnswerThatFindsNoBlockEndsAlone) {
+  Start({.max_batch = 4, .max_step_tokens = 16, .max_waiting = 8}, /*slots=*/5);
+  auto a = Submit("a", Prompt(8), 100);  // outgrows five blocks of four
+  ASSERT_TRUE(a->WaitFinished());
+  EXPECT_EQ(a->result.reason, FinishReason::kError);
+  EXPECT_EQ(a->result.status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(a->ids(), Continue(Prompt(8), 13));  // 20 computed, and one more drawn
+  a->result.blocks.clear();
+  auto b = Submit("b", Prompt(5), 3);
+  ASSERT_TRUE(b->WaitFinished());
+  EXPECT_EQ(b->ids(), Continue(Prompt(5), 3));
+}
+
+// Published blocks without a lease make room for new sequences, and are computed again when needed.
+TEST_F(EngineTest, EvictedPrefixIsAMissAndTheAnswerTheSame) {
+  Start({.max_batch = 1, .max_step_tokens = 16, .max_waiting = 8}, /*slots=*/4);
+  for (int round = 0; round < 3; ++round) {
+    for (const int32_t from : {1, 100, 200}) {
+      auto s = Submit("r", Prompt(9, from), 4);
+      ASSERT_TRUE(s->WaitFinished());
+      EXPECT_EQ(s->ids(), Continue(Prompt(9, from), 4));
+      s->result.blocks.clear();
+      ASSERT_TRUE(engine_->WaitIdle(absl::Seconds(60)));
+    }
+  }
+}
+
+TEST_F(EngineTest, BadRequestsAreRefusedByFieldValueAndLimit) {
+  Start();
+  auto error = [&](auto edit) {
+    SequenceSpec spec;
+    auto sink = MakeSpec(spec, "x", Prompt(6), 4);
+    edit(spec);
+    const absl::Status s = engine_->Submit(std::move(spec));
+    EXPECT_EQ(s.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(s.message());
+  };
+  EXPECT_THAT(error([](SequenceSpec& s) { s.tokens.clear(); }), HasSubstr("prompt is empty"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.tokens[2] = 1000; }),
+              HasSubstr("prompt[2] is 1000; the vocabulary is [0, 1000)"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.tokens[0] = -1; }), HasSubstr("prompt[0] is -1"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.max_tokens = 0; }), HasSubstr("max_tokens is 0"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.max_tokens = 251; }), HasSubstr("max_model_len 256"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.max_tokens = 0xffffffff; }), HasSubstr("max_model_len 256"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.blocks.pop_back(); }), HasSubstr("blocks holds 1"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.blocks[0] = BlockLease(); }), HasSubstr("empty"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.computed_tokens = 6; }), HasSubstr("computed_tokens is 6"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.published_blocks = 1; }), HasSubstr("in [4, 5]"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.first_token = OutputToken{.id = 3}; }),
+              HasSubstr("as first_token is given"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.temperature = -1; }), HasSubstr("temperature is -1"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.temperature = std::nanf(""); }),
+              HasSubstr("temperature"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.top_p = 0; }), HasSubstr("top_p is 0"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.min_p = 2; }), HasSubstr("min_p is 2"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.top_k = -1; }), HasSubstr("top_k is -1"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.top_logprobs = 21; }), HasSubstr("top_logprobs is 21"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.stop_token_ids.resize(65); }),
+              HasSubstr("stop_token_ids holds 65"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.request_id.clear(); }), HasSubstr("request_id"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.sink = nullptr; }), HasSubstr("sink"));
+  EXPECT_EQ(pool_->stats().leased, 0u);
+}
+
+// A stop token outside the vocabulary is never drawn, and must not be written as a ban either.
+TEST_F(EngineTest, StopTokensOutsideTheVocabularyAreHarmless) {
+  Start();
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "a", Prompt(5), 4);
+  spec.stop_token_ids = {-5, 1000, 2000000000};
+  spec.min_tokens = 2;
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->ids(), Continue(Prompt(5), 4));
+}
+
+TEST_F(EngineTest, RequestIdsAreUniqueWhileTheyLive) {
+  Start();
+  controls_->Allow(0);
+  auto a = Submit("a", Prompt(5), 2);
+  SequenceSpec again;
+  auto sink = MakeSpec(again, "a", Prompt(5), 2);
+  EXPECT_EQ(engine_->Submit(std::move(again)).code(), absl::StatusCode::kAlreadyExists);
+  controls_->Free();
+  ASSERT_TRUE(a->WaitFinished());
+  ASSERT_TRUE(engine_->WaitIdle(absl::Seconds(60)));
+  auto later = Submit("a", Prompt(5), 2);
+  ASSERT_TRUE(later->WaitFinished());
+}
+
+TEST_F(EngineTest, DrainFinishesWhatRunsAndRefusesTheRest) {
+  Start();
+  controls_->Allow(0);
+  auto a = Submit("a", Prompt(5), 4);
+  engine_->Drain();
+  SequenceSpec late;
+  auto sink = MakeSpec(late, "b", Prompt(5), 4);
+  EXPECT_EQ(engine_->Submit(std::move(late)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(engine_->WaitIdle(absl::Milliseconds(1)));
+  controls_->Free();
+  EXPECT_TRUE(engine_->WaitIdle(absl::Seconds(60)));
+  EXPECT_EQ(a->ids(), Continue(Prompt(5), 4));
+}
+
+TEST_F(EngineTest, StopEndsEverySequenceExactlyOnce) {
+  Start({.max_batch = 2, .max_step_tokens = 8, .max_waiting = 8});
+  controls_->Allow(2);
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 5; ++i) sinks.push_back(Submit(absl::StrCat("r", i), Prompt(5), 200));
+  ASSERT_TRUE(controls_->WaitHeld());
+  std::thread stop([&] { engine_->Stop(); });
+  // r0 lives: refused as a duplicate, until Stop has begun.
+  for (absl::Status s; !absl::IsUnavailable(s);) {
+    SequenceSpec again;
+    MakeSpec(again, "r0", Prompt(5), 1);
+    s = engine_->Submit(std::move(again));
+    ASSERT_FALSE(s.ok());
+  }
+  controls_->Free();
+  stop.join();
+  engine_->Stop();
+  for (auto& s : sinks) {
+    EXPECT_EQ(s->finished, 1);
+    EXPECT_EQ(s->result.reason, FinishReason::kCancelled);
+    EXPECT_EQ(s->result.status.code(), absl::StatusCode::kUnavailable);
+    s->result.blocks.clear();
+  }
+  EXPECT_EQ(pool_->stats().leased, 0u);
+}
+
+TEST_F(EngineTest, StatsAndObservationsDescribeTheLoad) {
+  Start({.max_batch = 1, .max_step_tokens = 8, .max_waiting = 8});
+  controls_->Allow(1);
+  auto a = Submit("a", Prompt(20), 3);
+  ASSERT_TRUE(controls_->WaitHeld());
+  auto b = Submit("b", Prompt(6), 3);
+  const EngineStats s = engine_->stats();
+  EXPECT_EQ(s.running, 1u);
+  EXPECT_EQ(s.waiting, 1u);
+  EXPECT_EQ(s.queued_prefill_tokens, 12u + 6u);
+  EXPECT_EQ(s.running_context_tokens, 8u);
+  controls_->Free();
+  ASSERT_TRUE(b->WaitFinished());
+  ASSERT_TRUE(engine_->WaitIdle(absl::Seconds(60)));
+  const EngineObservations o = engine_->DrainObservations();
+  ASSERT_EQ(o.prefills.size(), 2u);
+  EXPECT_EQ(o.prefills[0].new_tokens, 20u);
+  EXPECT_GT(o.prefills[0].seconds, 0);
+  ASSERT_EQ(o.decodes.size(), 4u);
+  EXPECT_EQ(o.decodes[0].batch, 1u);
+  EXPECT_EQ(o.decodes[0].context_tokens, 21u);
+  EXPECT_TRUE(engine_->DrainObservations().prefills.empty());
+  const std::string m = Metrics();
+  EXPECT_THAT(m, HasSubstr("tidepool_generation_tokens_total 6"));
+  EXPECT_THAT(m, HasSubstr("tidepool_engine_computed_tokens_total{kind=\"prefill\",role=\"both\"} 26"));
+  EXPECT_THAT(m, HasSubstr("tidepool_engine_sequences_total{reason=\"length\",role=\"both\"} 2"));
+  EXPECT_THAT(m, HasSubstr("tidepool_requests_waiting{reason=\"capacity\",role=\"both\"} 0"));
+}
+
+TEST_F(EngineTest, ImpossibleLimitsAreRefusedAtStart) {
+  Start();
+  auto start = [&](EngineConfig c) {
+    return std::string(Engine::Start({.config = c,
+                                      .runner = std::make_unique<KvRunner>(controls_),
+                                      .pool = pool_.get(),
+                                      .role = "both",
+                                      .metrics = &metrics_})
+                           .status()
+                           .message());
+  };
+  EXPECT_THAT(start({.max_batch = 0}), HasSubstr("engine.max_batch"));
+  EXPECT_THAT(start({.max_waiting = 0}), HasSubstr("engine.max_waiting"));
+  EXPECT_THAT(start({.max_batch = 64, .max_step_tokens = 32}), HasSubstr("at least engine.max_batch (64)"));
+}
+
+// Random arrivals, lengths, cancels and reuse, from several threads: every request ends once, no block is
+// lost, and every finished answer is the right one.
+TEST_F(EngineTest, RandomTrafficLosesNothing) {
+  Start({.max_batch = 4, .max_step_tokens = 11, .max_waiting = 1000}, /*slots=*/400);
+  struct Request {
+    std::vector<int32_t> prompt;
+    uint32_t max_tokens;
+    std::shared_ptr<RecordingSink> sink;
+    bool cancelled = false;
+  };
+  std::vector<Request> requests[3];
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      Rng rng(t + 1);
+      for (int i = 0; i < 40; ++i) {
+        // Few different prompts: prefixes and keys collide all the time.
+        Request r{.prompt = Prompt(1 + rng.Below(30), 1 + static_cast<int32_t>(rng.Below(3))),
+                  .max_tokens = 1 + static_cast<uint32_t>(rng.Below(20))};
+        const std::string id = absl::StrCat(t, "-", i);
+        SequenceSpec spec;
+        r.sink = std::make_shared<RecordingSink>();
+        spec.request_id = id;
+        spec.tokens = r.prompt;
+        const auto keys = BlockKeys(BlockKey{}, r.prompt, kBlock);
+        spec.blocks = pool_->LeasePrefix(
+            std::span(keys).first(std::min<size_t>(keys.size(), ReusableBlocks(r.prompt.size(), kBlock))));
+        spec.published_blocks = static_cast<uint32_t>(spec.blocks.size());
+        spec.computed_tokens = spec.published_blocks * kBlock;
+        auto own = pool_->Reserve((r.prompt.size() + kBlock - 1) / kBlock - spec.blocks.size());
+        ASSERT_TRUE(own.ok()) << own.status();
+        for (BlockLease& l : *own) spec.blocks.push_back(std::move(l));
+        spec.sampling.temperature = 0;
+        spec.max_tokens = r.max_tokens;
+        spec.priority = static_cast<int32_t>(rng.Below(3));
+        spec.sink = r.sink;
+        ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+        if (rng.Chance(0.2)) r.cancelled = engine_->Cancel(id);
+        requests[t].push_back(std::move(r));
+        if (rng.Chance(0.3)) {
+          ASSERT_TRUE(requests[t].back().sink->WaitFinished());
+          requests[t].back().sink->result.blocks.clear();
+        }
+      }
+    });
+  }
+  for (auto& t : threads) t.join();
+  ASSERT_TRUE(engine_->WaitIdle(absl::Seconds(60)));
+  for (auto& list : requests) {
+    for (Request& r : list) {
+      ASSERT_EQ(r.sink->finished, 1);
+      const auto want = Continue(r.prompt, r.max_tokens);
+      const auto got = r.sink->ids();
+      if (r.sink->result.reason == FinishReason::kLength) {
+        EXPECT_EQ(got, want);
+      } else {
+        EXPECT_TRUE(r.cancelled);
+        EXPECT_EQ(got, std::vector<int32_t>(want.begin(), want.begin() + got.size()));
+      }
+      r.sink->result.blocks.clear();
+    }
+  }
+  EXPECT_EQ(pool_->stats().leased, 0u);
+}
+
+}  // namespace
+}  // namespace tidepool

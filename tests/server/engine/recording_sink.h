@@ -1,0 +1,71 @@
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "server/engine/types.h"
+
+namespace tidepool {
+
+// Keeps all that a sequence's sink is told. The test's thread reads it after WaitFinished.
+class RecordingSink final : public EngineSink {
+ public:
+  void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) override {
+    std::lock_guard lock(mu_);
+    sealed.emplace_back(index, key);
+    lease_bases.push_back(lease.data().data());
+    order += 'b';
+  }
+  void OnToken(OutputToken token) override {
+    {
+      std::lock_guard lock(mu_);
+      tokens.push_back(std::move(token));
+      order += 't';
+    }
+    changed_.notify_all();
+  }
+  void OnFinished(SequenceResult r) override {
+    {
+      std::lock_guard lock(mu_);
+      result = std::move(r);
+      ++finished;
+      order += 'f';
+    }
+    changed_.notify_all();
+  }
+
+  bool WaitFinished(absl::Duration timeout = absl::Seconds(60)) {
+    std::unique_lock lock(mu_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), [&] { return finished > 0; });
+  }
+  bool WaitTokens(size_t n, absl::Duration timeout = absl::Seconds(60)) {
+    std::unique_lock lock(mu_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), [&] { return tokens.size() >= n; });
+  }
+  size_t token_count() {
+    std::lock_guard lock(mu_);
+    return tokens.size();
+  }
+  std::vector<int32_t> ids() {
+    std::lock_guard lock(mu_);
+    std::vector<int32_t> out;
+    for (const OutputToken& t : tokens) out.push_back(t.id);
+    return out;
+  }
+
+  std::vector<std::pair<uint32_t, BlockKey>> sealed;
+  std::vector<const std::byte*> lease_bases;
+  std::vector<OutputToken> tokens;
+  SequenceResult result;
+  int finished = 0;
+  std::string order;  // b, t, f as they came
+
+ private:
+  std::mutex mu_;
+  std::condition_variable changed_;
+};
+
+}  // namespace tidepool
