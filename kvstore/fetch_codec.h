@@ -1,0 +1,152 @@
+#pragma once
+
+// Codec of the handoff's frames. Version 1, little-endian.
+//
+//   frame    := magic "TPKV" | version u8 | type u8 | sender_boot str | receiver_boot str | body | sum u64
+//   str      := length u16 | bytes          (ids at most 128 bytes, boot ids 64, texts 1024)
+//   id       := request str | attempt u32 | part u32 | try u32
+//   HELLO 1      := worker str | fingerprint str | layout str
+//   HELLO_ACK 2  := worker str
+//   REFUSE 3     := id | reason u8 | text str               (empty request: HELLO itself is refused)
+//   FETCH 4      := id | time_left_ms u32 | count u32 | count * (key 32 bytes | slot u32 | generation u64)
+//   DATA 5       := id | index u32 | slot u32 | generation u64 | layers u32 [begin | u32 end)
+//                   | length u64 | checksum u64             (header of a bulk transfer of `length` bytes)
+//   COMMIT 6     := id | blocks u32 | bytes u64 | digest u64 | count u32 | count * (present u8 | checksum
+//   u64) COMMIT_ACK 7 := id ABORT 8      := id RELEASE 9    := request str
+//
+// `sum` is XXH3-64 over everything before it: a damaged frame is a lost frame. `checksum` is XXH3-64 over
+// the payload. (request, attempt, part) names a fetch; `try` counts the client's own restarts of it, on
+// which everything of an earlier try is void. HELLO and REFUSE keep their grammar in all versions, so
+// that two versions can tell each other that they differ.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kvstore/types.h"
+
+namespace tidepool {
+
+inline constexpr uint8_t kFetchProtocolVersion = 1;
+// Keys in one FETCH: keeps FETCH and COMMIT below Transport::kMaxMessageBytes.
+inline constexpr size_t kMaxFetchKeys = 4096;
+inline constexpr size_t kMaxIdBytes = 128;
+inline constexpr size_t kMaxBootIdBytes = 64;
+inline constexpr size_t kMaxTextBytes = 1024;
+
+struct FetchId {
+  std::string request;
+  uint32_t attempt = 0;
+  uint32_t part = 0;
+  uint32_t try_number = 0;
+  bool operator==(const FetchId&) const = default;
+};
+
+struct HelloFrame {
+  std::string worker;
+  std::string fingerprint;
+  std::string layout;
+  bool operator==(const HelloFrame&) const = default;
+};
+
+struct HelloAckFrame {
+  std::string worker;
+  bool operator==(const HelloAckFrame&) const = default;
+};
+
+// Why a peer says no. Values are stable.
+enum class RefuseReason : uint8_t {
+  kStaleBoot = 1,  // one of the two boot ids is of a process that is no more
+  kMismatch = 2,   // protocol, fingerprint or layout differ
+  kBusy = 3,       // a limit is reached: try elsewhere or later
+  kNoHello = 4,    // this endpoint never said HELLO
+  kExpired = 5,    // the server's own lease on the work ran out
+  kFailed = 6,     // the server could not send
+};
+
+struct RefuseFrame {
+  FetchId id;
+  RefuseReason reason = RefuseReason::kFailed;
+  std::string text;
+  bool operator==(const RefuseFrame&) const = default;
+};
+
+struct FetchItem {
+  BlockKey key;
+  SlotRef slot;
+  bool operator==(const FetchItem&) const = default;
+};
+
+struct FetchFrame {
+  FetchId id;
+  uint32_t time_left_ms = 0;
+  std::vector<FetchItem> items;
+  bool operator==(const FetchFrame&) const = default;
+};
+
+struct DataFrame {
+  FetchId id;
+  uint32_t index = 0;  // into FetchFrame::items
+  SlotRef slot;
+  uint32_t layer_begin = 0;
+  uint32_t layer_end = 0;
+  uint64_t length = 0;
+  uint64_t checksum = 0;
+  bool operator==(const DataFrame&) const = default;
+};
+
+struct CommitItem {
+  bool present = false;
+  uint64_t checksum = 0;
+  bool operator==(const CommitItem&) const = default;
+};
+
+struct CommitFrame {
+  FetchId id;
+  uint32_t blocks = 0;  // present ones
+  uint64_t bytes = 0;   // of those
+  uint64_t digest = 0;  // ManifestDigest
+  std::vector<CommitItem> items;
+  bool operator==(const CommitFrame&) const = default;
+};
+
+struct CommitAckFrame {
+  FetchId id;
+  bool operator==(const CommitAckFrame&) const = default;
+};
+
+struct AbortFrame {
+  FetchId id;
+  bool operator==(const AbortFrame&) const = default;
+};
+
+struct ReleaseFrame {
+  std::string request;
+  bool operator==(const ReleaseFrame&) const = default;
+};
+
+struct FetchWireFrame {
+  uint8_t version = kFetchProtocolVersion;
+  std::string sender_boot;
+  std::string receiver_boot;
+  std::variant<HelloFrame, HelloAckFrame, RefuseFrame, FetchFrame, DataFrame, CommitFrame, CommitAckFrame,
+               AbortFrame, ReleaseFrame>
+      body;
+  bool operator==(const FetchWireFrame&) const = default;
+};
+
+// Strings beyond their limits, and counts beyond kMaxFetchKeys, are programmer mistakes: FetchNode checks
+// them where they enter.
+std::string EncodeFetchFrame(const FetchWireFrame& frame);
+
+// DataLoss: cut short, damaged, trailing bytes, a count that the bytes do not hold, an unknown type.
+// FailedPrecondition: another version, of a type whose grammar may differ.
+absl::StatusOr<FetchWireFrame> DecodeFetchFrame(std::string_view bytes);
+
+// XXH3-64 over (key | checksum) of every present item, in order: ties the manifest to what was asked for.
+uint64_t ManifestDigest(const std::vector<FetchItem>& asked, const std::vector<CommitItem>& items);
+
+}  // namespace tidepool

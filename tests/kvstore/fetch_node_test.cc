@@ -1,0 +1,74 @@
+#include "kvstore/fetch_node.h"
+
+#include "tests/kvstore/fetch_node_contract.h"
+#include "transport/inproc_transport.h"
+
+namespace tidepool {
+namespace {
+
+InprocNetwork& Network() {
+  static InprocNetwork network;
+  return network;
+}
+InprocNetwork& SlowNetwork() {
+  static InprocNetwork network(&Clock::Real(), {.seed = 5,
+                                                .delay_min = absl::Microseconds(10),
+                                                .delay_max = absl::Microseconds(200),
+                                                .bulk_pieces = 4,
+                                                .close_max = absl::Milliseconds(3)});
+  return network;
+}
+
+INSTANTIATE_TEST_SUITE_P(Inproc, FetchNodeContract,
+                         testing::Values(NodeTransportFactory([] { return Network().NewTransport(); })));
+INSTANTIATE_TEST_SUITE_P(InprocSlow, FetchNodeContract,
+                         testing::Values(NodeTransportFactory([] { return SlowNetwork().NewTransport(); })));
+
+TEST(FetchNodeTest, EveryMetricExistsFromTheStart) {
+  TestNode node([] { return Network().NewTransport(); }, {});
+  const std::string text = node.metrics.Render();
+  for (const char* series :
+       {"tidepool_kv_transfer_duration_seconds_count{transport=\"inproc\"} 0",
+        "tidepool_kv_transfer_bytes_total{direction=\"in\"} 0",
+        "tidepool_kv_transfer_bytes_total{direction=\"out\"} 0",
+        "tidepool_kv_transfer_failures_total{reason=\"deadline\"} 0",
+        "tidepool_kv_transfer_failures_total{reason=\"quarantined\"} 0", "tidepool_kv_leases_expired_total 0",
+        "tidepool_kv_stale_frames_total{reason=\"stale_generation\"} 0", "tidepool_kv_held_blocks 0"}) {
+    EXPECT_NE(text.find(series), std::string::npos) << series;
+  }
+}
+
+// A peer that is stopped, not dead: nothing tells of it but the clock.
+TEST(FetchNodeTest, ASilentPeerCostsTheDeadlineAndThenTheSlotsAreFree) {
+  InprocNetwork network;
+  auto factory = [&] { return network.NewTransport(); };
+  TestNode a(factory, {.worker = "a", .boot = "ba"});
+  TestNode b(factory, {.worker = "b", .boot = "bb"});
+  const auto keys = b.Publish(1, 4);
+  Waiter warm;
+  FetchSpec spec;
+  spec.request_id = "warm";
+  spec.peer = b.peer();
+  spec.keys = keys;
+  spec.slots = a.Slots(4);
+  spec.deadline = Clock::Real().Now() + absl::Seconds(10);
+  a.node->Fetch(std::move(spec), warm.Callback());
+  ASSERT_TRUE(warm.Get().status.ok());
+
+  network.Cut(a.node->address(), b.node->address(), true);
+  Waiter w;
+  spec = {};
+  spec.request_id = "cut";
+  spec.peer = b.peer();
+  spec.keys = keys;
+  spec.slots = a.Slots(4);
+  spec.deadline = Clock::Real().Now() + absl::Milliseconds(200);
+  a.node->Fetch(std::move(spec), w.Callback());
+  EXPECT_TRUE(absl::IsDeadlineExceeded(w.Get().status)) << w.Get().status;
+  for (const BlockLease& slot : w.Get().slots) EXPECT_FALSE(slot.empty());
+  EXPECT_EQ(a.Metric("tidepool_kv_transfer_failures_total{reason=\"deadline\"}"), 1u);
+  network.Cut(a.node->address(), b.node->address(), false);
+}
+
+}  // namespace
+}  // namespace tidepool
