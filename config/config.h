@@ -1,0 +1,123 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+
+namespace tidepool {
+
+// The whole configuration, as plain structs. Rooms get the struct they need; only config/ reads files,
+// environment and flags (fields.cc lists every field once, with its range and its help). Every default has
+// its reason beside it. Precedence: flag > env > file > default.
+
+struct ModelConfig {
+  std::string path;            // directory in Hugging Face layout; required by workers and the gateway
+  std::string tokenizer;       // directory of the tokenizer, where it is not in `path`
+  std::string name;            // as clients call it; default: the directory's name
+  std::string dtype = "auto";  // auto (the checkpoint's; float16 computes in float32), bfloat16, float32
+  uint32_t max_model_len = 0;  // tokens of prompt and answer; 0: the model's own
+};
+
+struct EngineConfig {
+  uint32_t threads = 0;     // 0: cores / workers on this machine, at least 1
+  uint32_t max_batch = 32;  // sequences decoded together; beyond it latency rises and nothing is won on CPU
+  uint32_t max_step_tokens = 256;  // token budget of one step: bounds how long a prefill holds up decodes
+  bool batch_invariant = false;    // results independent of batch size, chunking and threads; slower
+  uint32_t max_waiting = 256;      // requests queued in the engine; beyond: RESOURCE_EXHAUSTED
+};
+
+struct KvConfig {
+  uint32_t block_tokens = 32;
+  uint64_t host_bytes = 256ULL << 20;  // of the host tier in each worker: small enough for a laptop
+  absl::Duration offer_lease = absl::Seconds(30);  // as long as vLLM's KV lease
+};
+
+struct TransportConfig {
+  // Interfaces that UCX may use. Loopback by default: UCX trusts its peers, so a public interface is
+  // never chosen by accident. Several, comma-separated, as UCX_NET_DEVICES.
+  std::string net_devices = "lo";
+  // UCX_TLS. tcp and shared memory; add rc for InfiniBand.
+  std::string tls = "tcp,sysv,posix,cma,self";
+  absl::Duration fetch_timeout = absl::Seconds(10);
+};
+
+struct WorkerConfig {
+  std::string id;                                      // default: ROLE-HOST-PID
+  std::string role = "both";                           // prefill, decode, both
+  std::string listen = "127.0.0.1:0";                  // gRPC of the cluster; port 0: any free one
+  std::string metrics_listen = "127.0.0.1:0";          // HTTP /metrics, /livez, /readyz
+  absl::Duration prefill_timeout = absl::Seconds(60);  // one attempt at a remote prefill
+  absl::Duration report_interval = absl::Milliseconds(100);
+};
+
+struct SloConfig {
+  absl::Duration ttft = absl::ZeroDuration();  // 0: none, nothing is rejected early for it
+  absl::Duration itl = absl::ZeroDuration();
+};
+
+struct SchedulerConfig {
+  std::string listen = "127.0.0.1:8002";
+  std::string metrics_listen = "127.0.0.1:0";
+  SloConfig slo;
+  // Prompts with at most this many uncached tokens are prefilled on the decode worker: the handoff would
+  // cost more than it saves.
+  uint32_t local_prefill_tokens = 32;
+  absl::Duration worker_timeout = absl::Seconds(3);  // without a report: lost
+  uint32_t max_inflight = 4096;                      // placed and unfinished requests
+};
+
+struct ApiKeyConfig {
+  std::string key_sha256;  // hex digest of the key: the file holds no secret
+  std::string tenant;
+};
+
+struct GatewayConfig {
+  std::string http_listen = "127.0.0.1:8000";
+  std::string grpc_listen = "127.0.0.1:8001";
+  std::vector<ApiKeyConfig> api_keys;  // empty: no authentication, one tenant "default"
+  std::string server_key;              // secret of the tenant salts; default: drawn at start
+  uint32_t max_body_bytes = 10u << 20;
+  uint32_t max_header_bytes = 32u << 10;
+  uint32_t max_connections = 4096;
+  uint32_t max_inflight = 1024;                   // requests admitted at once; beyond: 429
+  uint32_t max_stream_buffer_bytes = 256u << 10;  // of one slow client; beyond: it is cancelled
+  absl::Duration request_timeout = absl::Minutes(10);
+  absl::Duration header_timeout = absl::Seconds(10);
+  absl::Duration idle_timeout = absl::Seconds(120);  // keep-alive; above the usual client's 90 s
+  absl::Duration slow_client_timeout = absl::Seconds(10);
+  uint32_t max_retries = 2;  // of a request whose worker failed
+};
+
+struct ClusterConfig {
+  std::string scheduler = "127.0.0.1:8002";
+  // Shared secret of the cluster's processes, best given as TIDEPOOL_CLUSTER_TOKEN; `serve` draws one.
+  // Empty is refused unless every listener is on loopback.
+  std::string token;
+  absl::Duration start_timeout = absl::Minutes(10);  // of one role, weight loading included
+  absl::Duration drain_timeout = absl::Seconds(30);
+};
+
+struct LogConfig {
+  std::string level = "info";
+};
+
+struct ServeConfig {
+  std::string metrics_listen = "127.0.0.1:0";  // HTTP /metrics, /livez, /readyz of the supervisor itself
+};
+
+struct Config {
+  ModelConfig model;
+  EngineConfig engine;
+  KvConfig kv;
+  TransportConfig transport;
+  WorkerConfig worker;
+  SchedulerConfig scheduler;
+  GatewayConfig gateway;
+  ClusterConfig cluster;
+  LogConfig log;
+  ServeConfig serve;
+};
+
+}  // namespace tidepool

@@ -1,0 +1,382 @@
+#include "config/fields.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "config/address.h"
+
+namespace tidepool {
+namespace {
+
+constexpr uint64_t kMsSecond = 1000, kMsMinute = 60 * kMsSecond, kMsHour = 60 * kMsMinute,
+                   kMsDay = 24 * kMsHour;
+constexpr uint64_t kKiB = 1024, kMiB = 1024 * kKiB, kGiB = 1024 * kMiB, kTiB = 1024 * kGiB;
+
+// The member's path is the field's name.
+#define TP_FIELD(member) .path = #member, .in = [](Config& c) -> FieldPtr { return &c.member; }
+
+const Field kFields[] = {
+    {TP_FIELD(model.path), .kind = FieldKind::kText,
+     .help = "model directory in Hugging Face layout; `serve` without one takes the demo model",
+     .common = true},
+    {TP_FIELD(model.tokenizer), .kind = FieldKind::kText,
+     .help = "directory of the tokenizer, where it is not the model's"},
+    {TP_FIELD(model.name), .kind = FieldKind::kText,
+     .help = "as clients call the model; default: the directory's name", .common = true},
+    {TP_FIELD(model.dtype), .kind = FieldKind::kChoice,
+     .help = "numbers to compute in; auto is the checkpoint's, float16 computes in float32",
+     .choices = "auto|bfloat16|float32"},
+    {TP_FIELD(model.max_model_len), .kind = FieldKind::kCount,
+     .help = "prompt and answer together; 0 is the model's own", .min = 0, .max = 1 << 20, .unit = "tokens"},
+
+    {TP_FIELD(engine.threads), .kind = FieldKind::kCount,
+     .help = "compute threads of one worker; 0 is cores / workers on this machine, at least 1", .min = 0,
+     .max = 1024, .unit = "threads", .common = true},
+    {TP_FIELD(engine.max_batch), .kind = FieldKind::kCount, .help = "sequences decoded together", .min = 1,
+     .max = 4096, .unit = "sequences"},
+    {TP_FIELD(engine.max_step_tokens), .kind = FieldKind::kCount,
+     .help = "token budget of one step: bounds how long a prefill holds up decodes", .min = 1, .max = 1 << 20,
+     .unit = "tokens"},
+    {TP_FIELD(engine.batch_invariant), .kind = FieldKind::kBool,
+     .help = "results independent of batch size, chunking and threads; slower"},
+    {TP_FIELD(engine.max_waiting), .kind = FieldKind::kCount,
+     .help = "requests queued in the engine; beyond it they are refused", .min = 1, .max = 1 << 20,
+     .unit = "requests"},
+
+    {TP_FIELD(kv.block_tokens), .kind = FieldKind::kCount,
+     .help = "tokens of one KV block: the unit of storage, transfer and reuse", .min = 1, .max = 1024,
+     .unit = "tokens"},
+    {TP_FIELD(kv.host_bytes), .kind = FieldKind::kBytes, .help = "host tier of one worker", .min = 1 * kMiB,
+     .max = 64 * kTiB, .common = true},
+    {TP_FIELD(kv.offer_lease), .kind = FieldKind::kDuration,
+     .help = "how long a finished prefill keeps its blocks for the decode worker", .min = 100,
+     .max = kMsHour},
+
+    {TP_FIELD(transport.net_devices), .kind = FieldKind::kText,
+     .help = "interfaces UCX may use, comma-separated; UCX trusts its peers: private ones only"},
+    {TP_FIELD(transport.tls), .kind = FieldKind::kText, .help = "UCX transports, as UCX_TLS"},
+    {TP_FIELD(transport.fetch_timeout), .kind = FieldKind::kDuration, .help = "of one fetch of KV blocks",
+     .min = 10, .max = kMsHour},
+
+    {TP_FIELD(worker.id), .kind = FieldKind::kText, .help = "default: ROLE-HOST-PID"},
+    {TP_FIELD(worker.role), .kind = FieldKind::kChoice, .help = "what a worker does",
+     .choices = "prefill|decode|both"},
+    {TP_FIELD(worker.listen), .kind = FieldKind::kAddress,
+     .help = "gRPC of the cluster; port 0 is any free one"},
+    {TP_FIELD(worker.metrics_listen), .kind = FieldKind::kAddress, .help = "HTTP /metrics, /livez, /readyz"},
+    {TP_FIELD(worker.prefill_timeout), .kind = FieldKind::kDuration,
+     .help = "one attempt at a prefill on another worker", .min = 10, .max = kMsHour},
+    {TP_FIELD(worker.report_interval), .kind = FieldKind::kDuration, .help = "between load reports",
+     .min = 10, .max = kMsMinute},
+
+    {TP_FIELD(scheduler.listen), .kind = FieldKind::kAddress,
+     .help = "gRPC of the cluster; `serve` takes any free port unless this is set"},
+    {TP_FIELD(scheduler.metrics_listen), .kind = FieldKind::kAddress,
+     .help = "HTTP /metrics, /livez, /readyz"},
+    {TP_FIELD(scheduler.slo.ttft), .kind = FieldKind::kDuration,
+     .help = "reject at arrival what would wait longer for its first token; 0s is never", .min = 0,
+     .max = kMsDay},
+    {TP_FIELD(scheduler.slo.itl), .kind = FieldKind::kDuration,
+     .help = "reject at arrival what would wait longer between tokens; 0s is never", .min = 0,
+     .max = kMsHour},
+    {TP_FIELD(scheduler.local_prefill_tokens), .kind = FieldKind::kCount,
+     .help = "prompts with at most this many uncached tokens are prefilled on the decode worker", .min = 0,
+     .max = 1 << 20, .unit = "tokens"},
+    {TP_FIELD(scheduler.worker_timeout), .kind = FieldKind::kDuration,
+     .help = "a worker without a report for this long is lost", .min = 100, .max = kMsHour},
+    {TP_FIELD(scheduler.max_inflight), .kind = FieldKind::kCount, .help = "placed and unfinished requests",
+     .min = 1, .max = 1 << 20, .unit = "requests"},
+
+    {TP_FIELD(gateway.http_listen), .kind = FieldKind::kAddress, .help = "OpenAI-compatible HTTP",
+     .common = true},
+    {TP_FIELD(gateway.grpc_listen), .kind = FieldKind::kAddress, .help = "tidepool.v1.Inference",
+     .common = true},
+    {TP_FIELD(gateway.api_keys), .kind = FieldKind::kApiKeys,
+     .help = "who may call: SHA-256 of a key and its tenant; none is no authentication"},
+    {TP_FIELD(gateway.server_key), .kind = FieldKind::kText,
+     .help = "secret of the tenants' cache salts; default: drawn at start", .secret = true},
+    {TP_FIELD(gateway.max_body_bytes), .kind = FieldKind::kBytes, .help = "of one request", .min = 1 * kKiB,
+     .max = 1 * kGiB},
+    {TP_FIELD(gateway.max_header_bytes), .kind = FieldKind::kBytes,
+     .help = "all header fields of one request", .min = 1 * kKiB, .max = 1 * kMiB},
+    {TP_FIELD(gateway.max_connections), .kind = FieldKind::kCount, .help = "open at once", .min = 1,
+     .max = 1 << 20, .unit = "connections"},
+    {TP_FIELD(gateway.max_inflight), .kind = FieldKind::kCount, .help = "admitted at once; beyond it 429",
+     .min = 1, .max = 1 << 20, .unit = "requests"},
+    {TP_FIELD(gateway.max_stream_buffer_bytes), .kind = FieldKind::kBytes,
+     .help = "unsent output of one slow client; beyond it the request is cancelled", .min = 1 * kKiB,
+     .max = 1 * kGiB},
+    {TP_FIELD(gateway.request_timeout), .kind = FieldKind::kDuration, .help = "of one request, all of it",
+     .min = 100, .max = kMsDay},
+    {TP_FIELD(gateway.header_timeout), .kind = FieldKind::kDuration, .help = "to receive one request",
+     .min = 10, .max = kMsHour},
+    {TP_FIELD(gateway.idle_timeout), .kind = FieldKind::kDuration, .help = "of a kept-alive connection",
+     .min = 10, .max = kMsDay},
+    {TP_FIELD(gateway.slow_client_timeout), .kind = FieldKind::kDuration,
+     .help = "a client that takes nothing for this long is cancelled", .min = 10, .max = kMsHour},
+    {TP_FIELD(gateway.max_retries), .kind = FieldKind::kCount, .help = "of a request whose worker failed",
+     .min = 0, .max = 10, .unit = "retries"},
+
+    {TP_FIELD(cluster.scheduler), .kind = FieldKind::kAddress, .help = "where the scheduler is"},
+    {TP_FIELD(cluster.token), .kind = FieldKind::kText,
+     .help = "shared secret of the cluster's processes; `serve` draws one", .secret = true},
+    {TP_FIELD(cluster.start_timeout), .kind = FieldKind::kDuration,
+     .help = "of one role, loading of weights included", .min = 100, .max = kMsDay},
+    {TP_FIELD(cluster.drain_timeout), .kind = FieldKind::kDuration,
+     .help = "in-flight requests get this long after SIGTERM", .min = 0, .max = kMsDay, .common = true},
+
+    {TP_FIELD(log.level), .kind = FieldKind::kChoice, .help = "least that is logged",
+     .choices = "error|warn|info|debug", .common = true},
+
+    {TP_FIELD(serve.metrics_listen), .kind = FieldKind::kAddress,
+     .help = "HTTP /metrics, /livez, /readyz of the supervisor"},
+};
+#undef TP_FIELD
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+struct ByteUnit {
+  const char* suffix;
+  uint64_t bytes;
+};
+constexpr ByteUnit kByteUnits[] = {
+    {"TiB", kTiB},       {"GiB", kGiB},   {"MiB", kMiB}, {"KiB", kKiB}, {"TB", 1000000000000u},
+    {"GB", 1000000000u}, {"MB", 1000000}, {"kB", 1000},  {"KB", 1000},  {"B", 1}};
+
+std::string FormatBytes(uint64_t bytes) {
+  for (const ByteUnit& unit : {kByteUnits[0], kByteUnits[1], kByteUnits[2], kByteUnits[3]}) {
+    if (bytes != 0 && bytes % unit.bytes == 0) return absl::StrCat(bytes / unit.bytes, unit.suffix);
+  }
+  return absl::StrCat(bytes, "B");
+}
+
+std::string Quote(std::string_view text) { return absl::StrCat("'", std::string(text), "'"); }
+
+absl::Status RangeError(std::string_view text, const std::string& min, const std::string& max,
+                        std::string_view unit) {
+  return absl::InvalidArgumentError(absl::StrCat(Quote(text), " is out of range; give ", min, " to ", max,
+                                                 unit.empty() ? "" : " ", std::string(unit)));
+}
+
+absl::StatusOr<uint64_t> ParseWhole(std::string_view text, std::string_view example) {
+  uint64_t value = 0;
+  const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+  if (!digits || !absl::SimpleAtoi(std::string(text), &value)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(Quote(text), " is not a whole number; write it as ", std::string(example)));
+  }
+  return value;
+}
+
+absl::StatusOr<uint64_t> ParseBytes(std::string_view text) {
+  uint64_t unit_bytes = 1;
+  std::string_view number = text;
+  for (const ByteUnit& unit : kByteUnits) {
+    if (absl::EndsWith(std::string(text), unit.suffix)) {
+      unit_bytes = unit.bytes;
+      number.remove_suffix(std::string_view(unit.suffix).size());
+      break;
+    }
+  }
+  while (!number.empty() && number.back() == ' ') number.remove_suffix(1);
+  auto value = ParseWhole(number, "256MiB (units: B, KiB, MiB, GiB, TiB, kB, MB, GB, TB)");
+  // The whole text belongs into the message, not only what was left of it.
+  if (!value.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        Quote(text), " is not a size; write it as 256MiB (units: B, KiB, MiB, GiB, TiB, kB, MB, GB, TB)"));
+  }
+  if (*value > std::numeric_limits<uint64_t>::max() / unit_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(Quote(text), " does not fit into 64 bits"));
+  }
+  return *value * unit_bytes;
+}
+
+absl::StatusOr<absl::Duration> ParseDurationText(std::string_view text) {
+  absl::Duration out;
+  if (!absl::ParseDuration(std::string(text), &out)) {
+    const bool bare = !text.empty() && text.find_first_not_of("0123456789.") == std::string_view::npos;
+    return absl::InvalidArgumentError(absl::StrCat(Quote(text), bare ? " has no unit" : " is not a duration",
+                                                   "; write it as 30s, 500ms or 2m"));
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<ApiKeyConfig>> ParseApiKeys(std::string_view text) {
+  std::vector<ApiKeyConfig> keys;
+  for (absl::string_view entry : absl::StrSplit(std::string(text), ',', absl::SkipWhitespace())) {
+    const std::vector<std::string> parts =
+        absl::StrSplit(absl::StripAsciiWhitespace(entry), absl::MaxSplits(':', 1));
+    if (parts.size() != 2) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("entry ", keys.size() + 1, " has no tenant; write SHA256:TENANT,SHA256:TENANT"));
+    }
+    keys.push_back({parts[0], parts[1]});
+  }
+  return keys;
+}
+
+// The four texts a person can give for a whole field are short; anything longer is a mistake.
+constexpr size_t kMaxText = 64 * 1024;
+
+}  // namespace
+
+std::string Field::env() const {
+  return "TIDEPOOL_" + absl::AsciiStrToUpper(absl::StrReplaceAll(std::string(path), {{".", "_"}}));
+}
+
+std::string Field::flag() const {
+  return "--" + absl::StrReplaceAll(std::string(path), {{".", "-"}, {"_", "-"}});
+}
+
+std::span<const Field> Fields() { return kFields; }
+
+const Field* FindField(std::string_view path) {
+  for (const Field& field : kFields) {
+    if (field.path == path) return &field;
+  }
+  return nullptr;
+}
+
+std::string NearestOf(std::string_view name, std::span<const std::string> known) {
+  std::string best;
+  size_t best_distance = name.size() / 3 + 2;  // farther than this is another word, not a slip
+  for (const std::string& candidate : known) {
+    const size_t distance = EditDistance(name, candidate);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+absl::Status SetField(const Field& field, std::string_view text, Config& config) {
+  if (text.size() > kMaxText) {
+    return absl::InvalidArgumentError(absl::StrCat("has ", text.size(), " characters; at most ", kMaxText));
+  }
+  const FieldPtr target = field.in(config);
+  switch (field.kind) {
+    case FieldKind::kText:
+      if (text.find('\0') != std::string_view::npos)
+        return absl::InvalidArgumentError("contains a NUL character");
+      *std::get<std::string*>(target) = text;
+      return absl::OkStatus();
+    case FieldKind::kChoice: {
+      const std::vector<std::string> choices = absl::StrSplit(std::string(field.choices), '|');
+      if (std::find(choices.begin(), choices.end(), text) == choices.end()) {
+        const std::string nearest = NearestOf(text, choices);
+        return absl::InvalidArgumentError(
+            absl::StrCat(Quote(text), " is not one of ", absl::StrJoin(choices, ", "),
+                         nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?")));
+      }
+      *std::get<std::string*>(target) = text;
+      return absl::OkStatus();
+    }
+    case FieldKind::kAddress: {
+      TP_RETURN_IF_ERROR(ParseHostPort(text).status());
+      *std::get<std::string*>(target) = text;
+      return absl::OkStatus();
+    }
+    case FieldKind::kBool:
+      if (text != "true" && text != "false") {
+        return absl::InvalidArgumentError(
+            absl::StrCat(Quote(text), " is not a truth value; write true or false"));
+      }
+      *std::get<bool*>(target) = text == "true";
+      return absl::OkStatus();
+    case FieldKind::kCount: {
+      TP_ASSIGN_OR_RETURN(const uint64_t value,
+                          ParseWhole(text, FormatField(field, Config()) + " " + std::string(field.unit)));
+      if (value < field.min || value > field.max) {
+        return RangeError(text, absl::StrCat(field.min), absl::StrCat(field.max), field.unit);
+      }
+      *std::get<uint32_t*>(target) = static_cast<uint32_t>(value);
+      return absl::OkStatus();
+    }
+    case FieldKind::kBytes: {
+      TP_ASSIGN_OR_RETURN(const uint64_t value, ParseBytes(text));
+      if (value < field.min || value > field.max) {
+        return RangeError(text, FormatBytes(field.min), FormatBytes(field.max), "");
+      }
+      if (uint32_t* const* small = std::get_if<uint32_t*>(&target)) {
+        **small = static_cast<uint32_t>(value);
+      } else {
+        *std::get<uint64_t*>(target) = value;
+      }
+      return absl::OkStatus();
+    }
+    case FieldKind::kDuration: {
+      TP_ASSIGN_OR_RETURN(const absl::Duration value, ParseDurationText(text));
+      const absl::Duration min = absl::Milliseconds(field.min), max = absl::Milliseconds(field.max);
+      if (value < min || value > max) {
+        return RangeError(text, field.min == 0 ? "0s" : absl::FormatDuration(min), absl::FormatDuration(max),
+                          "");
+      }
+      *std::get<absl::Duration*>(target) = value;
+      return absl::OkStatus();
+    }
+    case FieldKind::kApiKeys: {
+      TP_ASSIGN_OR_RETURN(auto keys, ParseApiKeys(text));
+      *std::get<std::vector<ApiKeyConfig>*>(target) = std::move(keys);
+      return absl::OkStatus();
+    }
+  }
+  return absl::InternalError("a field without a kind");
+}
+
+std::string FormatField(const Field& field, const Config& config) {
+  // `in` wants a mutable Config because setting does; nothing is written through it here.
+  const FieldPtr value = field.in(const_cast<Config&>(config));
+  switch (field.kind) {
+    case FieldKind::kText:
+    case FieldKind::kChoice:
+    case FieldKind::kAddress:
+      return *std::get<std::string*>(value);
+    case FieldKind::kBool:
+      return *std::get<bool*>(value) ? "true" : "false";
+    case FieldKind::kCount:
+      return absl::StrCat(*std::get<uint32_t*>(value));
+    case FieldKind::kBytes:
+      if (const uint32_t* const* small = std::get_if<uint32_t*>(&value)) return FormatBytes(**small);
+      return FormatBytes(*std::get<uint64_t*>(value));
+    case FieldKind::kDuration: {
+      const absl::Duration duration = *std::get<absl::Duration*>(value);
+      return duration == absl::ZeroDuration() ? "0s" : absl::FormatDuration(duration);
+    }
+    case FieldKind::kApiKeys:
+      return absl::StrJoin(*std::get<std::vector<ApiKeyConfig>*>(value), ",",
+                           [](std::string* out, const ApiKeyConfig& key) {
+                             absl::StrAppend(out, key.key_sha256, ":", key.tenant);
+                           });
+  }
+  return "";
+}
+
+std::string DisplayField(const Field& field, const Config& config) {
+  const std::string text = FormatField(field, config);
+  if (!field.secret) return text;
+  return text.empty() ? "(empty)" : "(set)";
+}
+
+}  // namespace tidepool

@@ -1,0 +1,83 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "config/loader.h"
+
+namespace tidepool {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Problems(std::string_view yaml, ConfigRole role) {
+  const auto loaded = LoadConfigText(yaml, "t.yaml");
+  EXPECT_TRUE(loaded.ok()) << loaded.status();
+  return std::string(Validate(*loaded, role).message());
+}
+
+TEST(ValidateTest, ServeNeedsNothing) { EXPECT_EQ(Problems("", ConfigRole::kServe), ""); }
+
+TEST(ValidateTest, WorkersAndGatewayNeedAModel) {
+  EXPECT_THAT(Problems("", ConfigRole::kWorker), HasSubstr("model.path (default): is empty"));
+  EXPECT_THAT(Problems("", ConfigRole::kGateway), HasSubstr("--model-path DIR"));
+  EXPECT_EQ(Problems("", ConfigRole::kScheduler), "");
+}
+
+TEST(ValidateTest, AnOpenListenerNeedsAToken) {
+  const std::string yaml = "scheduler:\n  listen: 0.0.0.0:8002\n";
+  EXPECT_THAT(Problems(yaml, ConfigRole::kScheduler),
+              HasSubstr("cluster.token (default): is empty while scheduler.listen"));
+  EXPECT_EQ(Problems(yaml + "cluster: {token: 0123456789abcdef}\n", ConfigRole::kScheduler), "");
+  EXPECT_EQ(Problems(yaml, ConfigRole::kServe), "");  // draws one
+}
+
+TEST(ValidateTest, AShortTokenIsRefused) {
+  EXPECT_THAT(Problems("cluster: {token: secret}\n", ConfigRole::kServe),
+              HasSubstr("cluster.token (t.yaml:1): has 6"));
+}
+
+TEST(ValidateTest, PortsMayNotClash) {
+  EXPECT_THAT(Problems("gateway: {http_listen: '127.0.0.1:9000', grpc_listen: '127.0.0.1:9000'}\n",
+                       ConfigRole::kServe),
+              HasSubstr("gateway.grpc_listen (t.yaml:1): port 9000 is taken"));
+  EXPECT_EQ(
+      Problems("gateway: {http_listen: '127.0.0.1:0', grpc_listen: '127.0.0.1:0'}\n", ConfigRole::kServe),
+      "");
+}
+
+TEST(ValidateTest, ServeGivesItsTwoWorkersNoCommonPort) {
+  EXPECT_THAT(Problems("worker: {listen: '127.0.0.1:9000', id: w}\n", ConfigRole::kServe),
+              HasSubstr("cannot serve two"));
+  EXPECT_EQ(Problems("worker: {listen: '127.0.0.1:9000', id: w}\nmodel: {path: m}\n", ConfigRole::kWorker),
+            "");
+}
+
+TEST(ValidateTest, ApiKeysAreDigestsOfOneTenantEach) {
+  const std::string digest(64, 'a');
+  EXPECT_EQ(Problems("gateway:\n  api_keys: [{key_sha256: " + digest + ", tenant: t}]\n", ConfigRole::kServe),
+            "");
+  EXPECT_THAT(Problems("gateway:\n  api_keys: [{key_sha256: sk-plain, tenant: t}]\n", ConfigRole::kServe),
+              HasSubstr("entry 1 needs key_sha256 of 64"));
+  EXPECT_THAT(Problems("gateway:\n  api_keys: [{key_sha256: " + digest +
+                           ", tenant: t}, {key_sha256: " + digest + ", tenant: u}]\n",
+                       ConfigRole::kServe),
+              HasSubstr("entry 2 repeats a key"));
+  EXPECT_THAT(Problems("gateway:\n  api_keys: [{key_sha256: " + digest + "}]\n", ConfigRole::kServe),
+              HasSubstr("needs a tenant"));
+}
+
+TEST(ValidateTest, LimitsThatContradictEachOtherAreRefused) {
+  EXPECT_THAT(Problems("engine: {max_batch: 300}\n", ConfigRole::kServe),
+              HasSubstr("engine.max_step_tokens"));
+  EXPECT_THAT(Problems("kv: {offer_lease: 5s}\n", ConfigRole::kServe), HasSubstr("give at least 12.5s"));
+  EXPECT_THAT(Problems("worker: {report_interval: 2s}\n", ConfigRole::kServe),
+              HasSubstr("three report intervals"));
+}
+
+TEST(ValidateTest, ReportsEveryProblemAtOnce) {
+  const std::string problems =
+      Problems("cluster: {token: x}\nengine: {max_batch: 300}\n", ConfigRole::kServe);
+  EXPECT_EQ(std::count(problems.begin(), problems.end(), '\n'), 1) << problems;
+}
+
+}  // namespace
+}  // namespace tidepool
