@@ -1,0 +1,57 @@
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "server/http/admin_server.h"
+#include "server/rpc/rpc.h"
+#include "tidepool/v1/cluster.grpc.pb.h"
+
+namespace tidepool {
+
+// What is served now. Immutable snapshot.
+struct ClusterSnapshot {
+  std::optional<v1::ModelIdentity> model;
+  int prefilling = 0;               // ready workers that can prefill
+  int decoding = 0;                 // ready workers that can decode
+  uint64_t decode_pool_tokens = 0;  // KV capacity of the smallest ready decode worker; 0: unknown
+  std::string error;                // why the scheduler did not answer last time; empty: it did
+};
+
+// ClusterWatch: polls Scheduler.Cluster (Driver; owns one thread). Once known, the model identity is kept
+// while the scheduler is away; a scheduler that names another model replaces it.
+class ClusterWatch {
+ public:
+  ClusterWatch(std::shared_ptr<grpc::Channel> channel, std::string token, absl::Duration interval);
+  ~ClusterWatch();
+
+  // `on_poll` runs on the watch's thread after each poll.
+  void Start(std::function<void()> on_poll);
+  void Stop();
+  std::shared_ptr<const ClusterSnapshot> Get() const;
+  // Checks for /readyz: scheduler, model, decode, prefill.
+  ReadyReport Report() const;
+
+ private:
+  void Run();
+  void Poll();
+
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::Scheduler::Stub> stub_;
+  const std::string token_;
+  const absl::Duration interval_;
+  std::function<void()> on_poll_;
+
+  mutable std::mutex mu_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  std::shared_ptr<const ClusterSnapshot> snapshot_;
+  std::thread thread_;
+};
+
+}  // namespace tidepool

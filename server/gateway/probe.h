@@ -1,0 +1,51 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "base/probe.h"
+#include "config/config.h"
+
+namespace tidepool {
+
+// GatewayProbe: the gateway's metrics. Every label set exists, at 0, from the start: an alert on a series
+// that appears with the first error is an alert that misses it.
+class GatewayProbe {
+ public:
+  GatewayProbe(MetricRegistry& registry, const SloConfig& slo);
+
+  // The end of a request: `code` is the HTTP status, `reason` a finish reason or an error's code.
+  void Request(int code, std::string_view reason);
+  void Rejected(std::string_view reason);
+  void Disconnect(std::string_view stage);  // queued, streaming
+  // No-ops for an SLO that is not configured.
+  void SloTtft(absl::Duration ttft);
+  void SloItl(absl::Duration itl_mean);
+
+  Histogram& ttft;
+  Histogram& itl;
+  Histogram& tpot;
+  Histogram& duration;
+  Histogram& stage_admit;
+  Histogram& stage_queue;
+  Histogram& stage_prefill;
+  Histogram& stage_transfer;
+  Histogram& stage_decode;
+  Counter& prompt_computed;
+  Counter& prompt_cached;
+  Counter& generated;
+  Counter& retries;
+  Gauge& running;
+
+ private:
+  static std::string Key(int code, std::string_view reason);
+
+  const SloConfig slo_;
+  std::map<std::string, Counter*> requests_;  // filled in the constructor, then only read
+  std::map<std::string, Counter*, std::less<>> rejected_;
+  std::map<std::string, Counter*, std::less<>> disconnects_;
+  Counter *ttft_good_, *ttft_bad_, *itl_good_, *itl_bad_;
+};
+
+}  // namespace tidepool

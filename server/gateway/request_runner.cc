@@ -1,0 +1,746 @@
+#include "server/gateway/request_runner.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "base/status.h"
+#include "kvstore/keys.h"
+#include "server/model/text/detokenizer.h"
+#include "server/model/text/stop_matcher.h"
+
+namespace tidepool {
+namespace {
+
+// The scheduler decides in microseconds; what takes longer is a scheduler that is gone.
+constexpr absl::Duration kPlaceTimeout = absl::Seconds(2);
+constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
+constexpr uint32_t kRetryAfterMax = 60;
+constexpr size_t kGapsMax = 4096;  // of return_trace's percentile
+
+// Spread by 20 %, so that the clients that were refused together do not come back together.
+uint32_t RetryAfter(uint32_t seconds) {
+  static std::atomic<uint64_t> counter{0};
+  const double factor = 0.8 + 0.4 * Rng(counter.fetch_add(1)).Uniform();
+  return static_cast<uint32_t>(
+      std::clamp(std::ceil(std::max(1u, seconds) * factor), 1.0, double{kRetryAfterMax}));
+}
+
+// gRPC's own messages name addresses; clients get those that our processes wrote.
+std::string SafeMessage(const grpc::Status& status, std::string_view otherwise) {
+  const std::string& message = status.error_message();
+  for (const char* sign :
+       {"ipv4:", "ipv6:", "unix:", "connect", "Socket", "GOAWAY", "Stream removed", "RST_STREAM"}) {
+    if (message.find(sign) != std::string::npos) return std::string(otherwise);
+  }
+  return message.empty() ? std::string(otherwise) : message;
+}
+
+ApiError Cancelled(const ErrorKind& why) {
+  if (why.code == errors::kDraining.code) {
+    return MakeRetryable(why, "the gateway shut down before the answer was complete; send the request again",
+                         RetryAfter(1));
+  }
+  return MakeError(why, why.code == errors::kSlowClient.code ? "the client did not read what was sent"
+                                                             : "the client went away");
+}
+
+std::string_view CauseOf(grpc::StatusCode code) {
+  switch (code) {
+    case grpc::StatusCode::UNAVAILABLE:
+      return "its worker became unavailable";
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
+      return "its worker has no room";
+    case grpc::StatusCode::DATA_LOSS:
+      return "its worker found damaged data";
+    case grpc::StatusCode::CANCELLED:
+      return "its worker stopped";
+    default:
+      return "its worker failed";
+  }
+}
+
+}  // namespace
+
+class RequestRunner::Request final : public RequestRunner::Running,
+                                     public std::enable_shared_from_this<RequestRunner::Request> {
+ public:
+  Request(RequestRunner& runner, InferenceRequest request, std::string tenant,
+          std::shared_ptr<OutputSink> sink, absl::Duration timeout)
+      : runner_(runner),
+        deps_(runner.deps_),
+        request_(std::move(request)),
+        tenant_(std::move(tenant)),
+        sink_(std::move(sink)),
+        arrival_(deps_.clock->Now()),
+        deadline_(arrival_ + std::min(timeout, deps_.config->gateway.request_timeout)) {
+    admission_.id = RandomHexId();
+  }
+  ~Request() override { runner_.Unregister(this); }
+
+  // Refuses at once, or goes on in the pool.
+  void Begin();
+  void Cancel(const ErrorKind& why) override;
+
+ private:
+  class Attempt;
+
+  void Prepare();
+  std::optional<ApiError> Tokenise();
+  std::optional<ApiError> FitContext(const v1::ModelIdentity& model);
+  void MakeKeys(const v1::ModelIdentity& model);
+  void Place();
+  void OnPlaced(const grpc::Status& status, const v1::PlaceReply& reply);
+  void Generate(const v1::PlaceReply& placement);
+  // False: read no further.
+  bool OnEvent(uint32_t attempt, const v1::WorkerGenerateEvent& event);
+  void OnAttemptEnd(uint32_t attempt, const grpc::Status& status);
+  void Retry();
+  void SendFinish(std::function<void()> then);
+  bool Deliver(OutputDelta delta);
+  void TimeTokens(size_t count);
+  void Succeed(std::string reason);
+  void Fail(ApiError error);
+  void Done(Outcome outcome);
+
+  // The context of the next call, with what is left of the deadline; null: cancelled, and Done was called.
+  std::shared_ptr<grpc::ClientContext> NewCall(absl::Duration timeout);
+  TokenUsage Usage() const {
+    return {static_cast<uint32_t>(admission_.prompt_ids.size()), delivered_, trace_.path.cached_tokens()};
+  }
+
+  RequestRunner& runner_;
+  const Dependencies& deps_;
+  const InferenceRequest request_;
+  const std::string tenant_;
+  const std::shared_ptr<OutputSink> sink_;
+  const absl::Time arrival_, deadline_;
+
+  // Touched by one step at a time: the steps follow each other.
+  Admission admission_;
+  bool admitted_ = false;
+  uint32_t max_tokens_ = 0;
+  uint64_t seed_ = 0;
+  std::string salt_;
+  std::vector<int32_t> stop_ids_;
+  v1::PlaceRequest place_;
+  bool placed_ = false;  // a booking may exist at the scheduler
+  std::optional<StreamDecoder> decoder_;
+  std::optional<StopMatcher> stops_;
+  uint32_t next_index_ = 0;
+  uint32_t delivered_ = 0;
+  std::string decode_worker_;
+  RequestTrace trace_;
+  absl::Time first_token_, last_token_;
+  std::vector<float> gaps_;
+
+  std::mutex mu_;
+  std::optional<ErrorKind> cancelled_;
+  bool ended_ = false;
+  uint32_t attempt_ = 0;  // the fence: events of another attempt are dropped
+  std::shared_ptr<grpc::ClientContext> call_;
+};
+
+// One Worker.Generate call. Owns itself until gRPC is done with it.
+class RequestRunner::Request::Attempt final : public grpc::ClientReadReactor<v1::WorkerGenerateEvent> {
+ public:
+  Attempt(std::shared_ptr<Request> request, uint32_t number, std::shared_ptr<grpc::ClientContext> context,
+          const std::shared_ptr<grpc::Channel>& channel)
+      : request_(std::move(request)),
+        number_(number),
+        context_(std::move(context)),
+        stub_(v1::Worker::NewStub(channel)) {}
+
+  void Start(v1::WorkerGenerateRequest message) {
+    message_ = std::move(message);
+    stub_->async()->Generate(context_.get(), &message_, this);
+    StartRead(&event_);
+    StartCall();
+  }
+
+ private:
+  void OnReadDone(bool ok) override {
+    if (!ok) return;
+    if (request_->OnEvent(number_, event_)) {
+      StartRead(&event_);
+    } else {
+      context_->TryCancel();
+    }
+  }
+  void OnDone(const grpc::Status& status) override {
+    request_->OnAttemptEnd(number_, status);
+    delete this;
+  }
+
+  const std::shared_ptr<Request> request_;
+  const uint32_t number_;
+  const std::shared_ptr<grpc::ClientContext> context_;
+  const std::unique_ptr<v1::Worker::Stub> stub_;
+  v1::WorkerGenerateRequest message_;
+  v1::WorkerGenerateEvent event_;
+};
+
+void RequestRunner::Request::Begin() {
+  if (runner_.draining_) {
+    return Fail(MakeRetryable(errors::kDraining, "the gateway is shutting down; send the request again",
+                              RetryAfter(1)));
+  }
+  {
+    std::unique_lock lock(runner_.mu_);
+    if (runner_.active_ > deps_.config->gateway.max_inflight) {
+      lock.unlock();
+      return Fail(MakeRetryable(errors::kTooManyRequests,
+                                absl::StrCat("more than ", deps_.config->gateway.max_inflight,
+                                             " requests are in flight; try again later"),
+                                RetryAfter(1)));
+    }
+  }
+  if (auto error = runner_.CheckModel(request_.model)) return Fail(std::move(*error));
+  if (!deps_.pool->TrySubmit([self = shared_from_this()] { self->Prepare(); })) {
+    Fail(MakeRetryable(errors::kTooManyRequests,
+                       "too many prompts are waiting to be tokenised; try again later", RetryAfter(1)));
+  }
+}
+
+void RequestRunner::Request::Cancel(const ErrorKind& why) {
+  std::shared_ptr<grpc::ClientContext> call;
+  {
+    std::lock_guard lock(mu_);
+    if (ended_ || cancelled_) return;
+    cancelled_ = why;
+    call = call_;
+  }
+  // The step that is under way sees cancelled_ and ends the request.
+  if (call) call->TryCancel();
+}
+
+std::shared_ptr<grpc::ClientContext> RequestRunner::Request::NewCall(absl::Duration timeout) {
+  auto context = std::make_shared<grpc::ClientContext>();
+  AddClusterToken(*context, deps_.config->cluster.token);
+  SetTimeout(*context, std::min(timeout, deadline_ - deps_.clock->Now()));
+  {
+    std::lock_guard lock(mu_);
+    if (ended_) return nullptr;
+    if (!cancelled_) {
+      call_ = context;
+      return context;
+    }
+  }
+  Fail(Cancelled(*cancelled_));
+  return nullptr;
+}
+
+void RequestRunner::Request::Prepare() {
+  if (deps_.clock->Now() >= deadline_) {
+    return Fail(MakeError(errors::kTimeout, "the request waited longer than its deadline before it started"));
+  }
+  const auto model = runner_.Model();
+  if (!model)
+    return Fail(MakeRetryable(errors::kNotReady, "no worker has registered a model yet", RetryAfter(1)));
+  if (auto error = Tokenise()) return Fail(std::move(*error));
+  if (auto error = FitContext(*model)) return Fail(std::move(*error));
+  if (!request_.ignore_eos) stop_ids_ = deps_.text->eos_ids();
+  stop_ids_.insert(stop_ids_.end(), request_.stop_token_ids.begin(), request_.stop_token_ids.end());
+  // Splitting a seed over requests: Mix64 is a bijection, so no two draws meet.
+  seed_ = request_.seed ? *request_.seed : Mix64(runner_.next_seed_.fetch_add(1));
+  MakeKeys(*model);
+  Place();
+}
+
+std::optional<ApiError> RequestRunner::Request::Tokenise() {
+  if (const auto* ids = std::get_if<std::vector<int32_t>>(&request_.input)) {
+    admission_.prompt_ids = *ids;
+  } else {
+    Tokenizer::EncodeOptions options;
+    if (const auto* chat = std::get_if<ChatInput>(&request_.input)) {
+      auto prompt = deps_.text->Render(*chat);
+      if (!prompt.ok()) {
+        return MakeError(errors::kChatTemplate, std::string(prompt.status().message()), "messages");
+      }
+      admission_.prompt_text = std::move(prompt).value();
+      options.add_special_tokens = request_.add_special_tokens.value_or(false);
+    } else {
+      admission_.prompt_text = std::get<std::string>(request_.input);
+      options.add_special_tokens = request_.add_special_tokens.value_or(true);
+    }
+    auto ids_of_text = deps_.text->tokenizer().Encode(admission_.prompt_text, options);
+    if (!ids_of_text.ok()) {
+      return MakeError(errors::kInvalidRequest, "prompt: " + std::string(ids_of_text.status().message()),
+                       "prompt");
+    }
+    admission_.prompt_ids = std::move(ids_of_text).value();
+  }
+  const char* field = request_.chat ? "messages" : "prompt";
+  if (admission_.prompt_ids.empty()) {
+    return MakeError(errors::kInvalidRequest, absl::StrCat(field, ": must hold at least one token"), field);
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> RequestRunner::Request::FitContext(const v1::ModelIdentity& model) {
+  const char* field = request_.chat ? "messages" : "prompt";
+  const auto prompt = static_cast<uint32_t>(admission_.prompt_ids.size());
+  for (int32_t id : admission_.prompt_ids) {
+    if (static_cast<uint32_t>(id) >= model.vocab_size()) {
+      return MakeError(
+          errors::kInvalidRequest,
+          absl::StrCat(field, ": token id ", id, " is not below the vocabulary's size, ", model.vocab_size()),
+          field);
+    }
+  }
+  for (int32_t id : request_.stop_token_ids) {
+    if (static_cast<uint32_t>(id) >= model.vocab_size()) {
+      return MakeError(errors::kInvalidRequest,
+                       absl::StrCat("stop_token_ids: id ", id, " is not below the vocabulary's size, ",
+                                    model.vocab_size()),
+                       "stop_token_ids");
+    }
+  }
+  const uint32_t context = model.max_model_len();
+  if (prompt >= context) {
+    return MakeError(errors::kContextLength,
+                     absl::StrCat(field, ": has ", prompt, " tokens, the model's context holds ", context,
+                                  " with the answer; shorten it"),
+                     field);
+  }
+  const uint32_t left = context - prompt;
+  if (request_.max_tokens && *request_.max_tokens > left) {
+    // The default of /v1/completions is not the client's wish.
+    if (request_.chat || *request_.max_tokens != kCompletionTokensDefault) {
+      return MakeError(
+          errors::kContextLength,
+          absl::StrCat("max_tokens: ", *request_.max_tokens, " with a prompt of ", prompt,
+                       " tokens exceeds the model's context of ", context, "; at most ", left, " fit"),
+          "max_tokens");
+    }
+  }
+  // Decode workers reserve KV for the whole answer before they start: an answer without a stated length gets
+  // at most a quarter of a worker's pool, or it would run alone.
+  const auto pool = deps_.cluster->Get()->decode_pool_tokens;
+  const uint64_t fair = pool == 0 ? left : std::max<uint64_t>(kCompletionTokensDefault, pool / 4);
+  max_tokens_ = std::min<uint32_t>(left, request_.max_tokens.value_or(std::min<uint64_t>(left, fair)));
+  if (request_.min_tokens > max_tokens_) {
+    return MakeError(errors::kInvalidRequest,
+                     absl::StrCat("min_tokens: ", request_.min_tokens, " exceeds max_tokens, ", max_tokens_),
+                     "min_tokens");
+  }
+  return std::nullopt;
+}
+
+void RequestRunner::Request::MakeKeys(const v1::ModelIdentity& model) {
+  salt_ = deps_.auth->Salt(tenant_, request_.cache_salt);
+  BlockLayout layout;
+  layout.layers = model.layers();
+  layout.kv_heads = model.kv_heads();
+  layout.head_dim = model.head_dim();
+  layout.block_tokens = model.block_tokens();
+  layout.dtype = static_cast<DType>(model.kv_dtype());
+  const BlockKey root = RootKey(model.fingerprint(), layout, salt_);
+  for (const BlockKey& key : BlockKeys(root, admission_.prompt_ids, layout.block_tokens)) {
+    place_.add_keys(key.bytes.data(), key.bytes.size());
+  }
+  place_.set_request_id(admission_.id);
+  place_.set_prompt_tokens(static_cast<uint32_t>(admission_.prompt_ids.size()));
+  place_.set_max_tokens(max_tokens_);
+  place_.set_tenant(tenant_);
+  place_.set_priority(request_.priority);
+}
+
+void RequestRunner::Request::Place() {
+  auto context = NewCall(kPlaceTimeout);
+  if (context == nullptr) return;
+  struct Call {
+    std::shared_ptr<grpc::ClientContext> context;
+    std::unique_ptr<v1::Scheduler::Stub> stub;
+    v1::PlaceReply reply;
+  };
+  auto call = std::make_shared<Call>();
+  call->context = std::move(context);
+  call->stub = v1::Scheduler::NewStub(deps_.channels->Get(deps_.config->cluster.scheduler));
+  placed_ = true;
+  call->stub->async()->Place(
+      call->context.get(), &place_, &call->reply,
+      [self = shared_from_this(), call](const grpc::Status& status) { self->OnPlaced(status, call->reply); });
+}
+
+void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::PlaceReply& reply) {
+  std::optional<ErrorKind> cancelled;
+  {
+    std::lock_guard lock(mu_);
+    call_.reset();
+    cancelled = cancelled_;
+  }
+  if (cancelled) return Fail(Cancelled(*cancelled));
+  switch (status.error_code()) {
+    case grpc::StatusCode::OK:
+      break;
+    case grpc::StatusCode::RESOURCE_EXHAUSTED: {
+      v1::PlaceRejection rejection;
+      if (!rejection.ParseFromString(status.error_details())) rejection.Clear();
+      return Fail(MakeRetryable(
+          errors::kOverloaded,
+          rejection.reason().empty() ? SafeMessage(status, "the cluster is overloaded") : rejection.reason(),
+          RetryAfter(rejection.retry_after_seconds())));
+    }
+    case grpc::StatusCode::UNAVAILABLE:
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+    case grpc::StatusCode::CANCELLED:
+      spdlog::warn("{}: not placed: {}", admission_.id, status.error_message());
+      if (deps_.clock->Now() >= deadline_) {
+        return Fail(MakeError(errors::kTimeout, "the request's deadline passed before it was placed"));
+      }
+      return Fail(MakeRetryable(errors::kUnavailable, SafeMessage(status, "the scheduler cannot be reached"),
+                                RetryAfter(1)));
+    case grpc::StatusCode::INVALID_ARGUMENT:
+      return Fail(
+          MakeError(errors::kInvalidRequest, SafeMessage(status, "the scheduler refused the request")));
+    default:
+      spdlog::error("{}: not placed: {}", admission_.id, status.error_message());
+      return Fail(MakeError(errors::kInternal, "the scheduler failed to place the request"));
+  }
+  if (reply.decode().grpc().empty()) {
+    return Fail(MakeError(errors::kInternal, "the scheduler placed the request nowhere"));
+  }
+  trace_.placement_reason = reply.reason();
+  if (!admitted_) {
+    admitted_ = true;
+    deps_.probe->stage_admit.Observe(absl::ToDoubleSeconds(deps_.clock->Now() - arrival_));
+    sink_->OnAdmitted(admission_);
+  }
+  Generate(reply);
+}
+
+void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
+  decoder_.emplace(deps_.text->tokenizer(), request_.skip_special_tokens);
+  auto stops = StopMatcher::Create(request_.stop, request_.include_stop_str_in_output);
+  if (!stops.ok()) {
+    return Fail(MakeError(errors::kInvalidRequest, "stop: " + std::string(stops.status().message()), "stop"));
+  }
+  stops_.emplace(std::move(stops).value());
+  next_index_ = 0;
+  delivered_ = 0;
+  gaps_.clear();
+  trace_.path.Clear();
+  decode_worker_ = placement.decode().worker_id();
+
+  auto context = NewCall(absl::InfiniteDuration());
+  if (context == nullptr) return;
+  uint32_t number;
+  {
+    std::lock_guard lock(mu_);
+    number = ++attempt_;
+  }
+  trace_.attempts = number;
+  v1::WorkerGenerateRequest message;
+  message.set_request_id(admission_.id);
+  message.set_attempt(number);
+  message.set_tenant(tenant_);
+  message.set_salt(salt_);
+  message.mutable_prompt()->Add(admission_.prompt_ids.begin(), admission_.prompt_ids.end());
+  message.set_max_tokens(max_tokens_);
+  message.set_min_tokens(request_.min_tokens);
+  v1::Sampling& sampling = *message.mutable_sampling();
+  sampling.set_temperature(request_.temperature);
+  sampling.set_top_k(request_.top_k);
+  sampling.set_top_p(request_.top_p);
+  sampling.set_min_p(request_.min_p);
+  sampling.set_seed(seed_);
+  message.mutable_stop_token_ids()->Add(stop_ids_.begin(), stop_ids_.end());
+  message.set_top_logprobs(request_.top_logprobs);
+  if (placement.has_prefill()) *message.mutable_prefill() = placement.prefill();
+  *message.mutable_holders() = placement.holders();
+  auto* attempt = new Attempt(shared_from_this(), number, std::move(context),
+                              deps_.channels->Get(placement.decode().grpc()));
+  attempt->Start(std::move(message));
+}
+
+bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateEvent& event) {
+  {
+    std::lock_guard lock(mu_);
+    if (ended_ || cancelled_ || attempt != attempt_) return false;
+  }
+  if (event.has_path()) trace_.path = event.path();
+  TimeTokens(static_cast<size_t>(event.tokens_size()));
+  OutputDelta delta;
+  std::optional<size_t> matched;
+  auto take = [&](std::string text, bool check) {
+    if (!check) {
+      delta.text += text;
+      return;
+    }
+    auto result = stops_->Push(text);
+    delta.text += result.emit;
+    matched = result.matched;
+  };
+  for (const v1::OutputToken& token : event.tokens()) {
+    if (token.index() != next_index_) {
+      spdlog::error("{}: token {} from {} where {} was due", admission_.id, token.index(), decode_worker_,
+                    next_index_);
+      Fail(MakeError(errors::kInternal, "a worker sent tokens out of order"));
+      return false;
+    }
+    ++next_index_;
+    DeliveredToken out{token.id(), token.logprob(), {}};
+    for (const v1::TokenLogprob& top : token.top()) out.top.push_back({top.id(), top.logprob()});
+    delta.tokens.push_back(std::move(out));
+    take(decoder_->Push(token.id()), next_index_ > request_.min_tokens);
+    if (matched) break;
+  }
+  const bool last = !event.finish_reason().empty();
+  const bool eos =
+      std::ranges::find(deps_.text->eos_ids(), event.stop_token()) != deps_.text->eos_ids().end();
+  if (last && !matched) {
+    // A stop token that the client named is part of the output where it asked for that, as in vLLM.
+    if (event.finish_reason() == "stop" && event.stop_token() >= 0 && !eos &&
+        request_.include_stop_str_in_output) {
+      take(decoder_->Push(event.stop_token()), true);
+    }
+    if (!matched) take(decoder_->Finish(), true);
+    if (!matched) delta.text += stops_->Flush();
+  }
+  if (!delta.tokens.empty() || !delta.text.empty()) {
+    if (!Deliver(std::move(delta))) return false;
+  }
+  if (!matched && !last) return true;
+
+  Outcome outcome;
+  outcome.finish_reason = matched ? "stop" : event.finish_reason();
+  if (matched) {
+    outcome.stop_reason = request_.stop[*matched];
+  } else if (outcome.finish_reason == "stop" && event.stop_token() >= 0 && !eos) {
+    outcome.stop_reason = event.stop_token();
+  }
+  Done(std::move(outcome));
+  // The worker is cancelled where it would go on; its own last event needs no cancelling, so read to the end.
+  return last;
+}
+
+void RequestRunner::Request::TimeTokens(size_t count) {
+  if (count == 0) return;
+  const absl::Time now = deps_.clock->Now();
+  if (next_index_ == 0) {
+    first_token_ = last_token_ = now;
+    trace_.ttft_seconds = absl::ToDoubleSeconds(now - arrival_);
+    if (--count == 0) return;
+  }
+  const double gap = absl::ToDoubleSeconds(now - last_token_) / static_cast<double>(count);
+  last_token_ = now;
+  for (size_t i = 0; i < count; ++i) {
+    deps_.probe->itl.Observe(gap);
+    if (request_.return_trace && gaps_.size() < kGapsMax) gaps_.push_back(static_cast<float>(gap));
+  }
+}
+
+bool RequestRunner::Request::Deliver(OutputDelta delta) {
+  delivered_ += static_cast<uint32_t>(delta.tokens.size());
+  if (sink_->OnDelta(std::move(delta), Usage())) return true;
+  Cancel(errors::kSlowClient);  // unless the front said why already
+  return false;
+}
+
+void RequestRunner::Request::OnAttemptEnd(uint32_t attempt, const grpc::Status& status) {
+  std::optional<ErrorKind> cancelled;
+  {
+    std::lock_guard lock(mu_);
+    if (ended_ || attempt != attempt_) return;
+    call_.reset();
+    cancelled = cancelled_;
+  }
+  if (cancelled) return Fail(Cancelled(*cancelled));
+  spdlog::warn("{}: attempt {} on {} ended: {} {}", admission_.id, attempt, decode_worker_,
+               static_cast<int>(status.error_code()), status.error_message());
+  const grpc::StatusCode code = status.ok() ? grpc::StatusCode::INTERNAL : status.error_code();
+  if (code == grpc::StatusCode::INVALID_ARGUMENT) {
+    return Fail(MakeError(errors::kInvalidRequest, SafeMessage(status, "the worker refused the request")));
+  }
+  if (code == grpc::StatusCode::DEADLINE_EXCEEDED || deps_.clock->Now() >= deadline_) {
+    return Fail(MakeError(errors::kTimeout, "the answer was not complete within the request's deadline"));
+  }
+  const bool retries_left = attempt <= deps_.config->gateway.max_retries;
+  if (retries_left && sink_->Restart()) return Retry();
+  const std::string message =
+      absl::StrCat("the request failed because ", std::string(CauseOf(code)),
+                   delivered_ > 0 ? " in the middle of the answer" : "",
+                   attempt > 1 ? absl::StrCat(" (attempt ", attempt, ")") : "", "; send it again");
+  if (code == grpc::StatusCode::INTERNAL || code == grpc::StatusCode::UNIMPLEMENTED ||
+      code == grpc::StatusCode::DATA_LOSS || code == grpc::StatusCode::FAILED_PRECONDITION) {
+    return Fail(MakeError(errors::kInternal, message));
+  }
+  Fail(MakeRetryable(errors::kUnavailable, message, RetryAfter(1)));
+}
+
+void RequestRunner::Request::Retry() {
+  deps_.probe->retries.Add();
+  place_.add_exclude_workers(decode_worker_);
+  // The old booking first: the scheduler knows one booking a request.
+  SendFinish([self = shared_from_this()] { self->Place(); });
+}
+
+void RequestRunner::Request::SendFinish(std::function<void()> then) {
+  struct Call {
+    grpc::ClientContext context;
+    std::unique_ptr<v1::Scheduler::Stub> stub;
+    v1::FinishRequest request;
+    v1::FinishReply reply;
+  };
+  auto call = std::make_shared<Call>();
+  AddClusterToken(call->context, deps_.config->cluster.token);
+  SetTimeout(call->context, kFinishTimeout);
+  call->stub = v1::Scheduler::NewStub(deps_.channels->Get(deps_.config->cluster.scheduler));
+  call->request.set_request_id(admission_.id);
+  // Holding the request keeps the runner's Shutdown waiting until the call is over.
+  call->stub->async()->Finish(
+      &call->context, &call->request, &call->reply,
+      [self = shared_from_this(), call, then = std::move(then)](const grpc::Status& s) {
+        // The scheduler drops a booking by itself in the end.
+        if (!s.ok()) spdlog::debug("{}: finish: {}", self->admission_.id, s.error_message());
+        if (then) then();
+      });
+}
+
+void RequestRunner::Request::Fail(ApiError error) {
+  Outcome outcome;
+  outcome.error = std::move(error);
+  Done(std::move(outcome));
+}
+
+void RequestRunner::Request::Done(Outcome outcome) {
+  {
+    std::lock_guard lock(mu_);
+    if (ended_) return;
+    ended_ = true;
+    call_.reset();
+  }
+  GatewayProbe& probe = *deps_.probe;
+  const absl::Time now = deps_.clock->Now();
+  outcome.usage = Usage();
+  if (next_index_ > 0) {
+    probe.ttft.Observe(trace_.ttft_seconds);
+    probe.SloTtft(first_token_ - arrival_);
+    probe.stage_decode.Observe(absl::ToDoubleSeconds(now - first_token_));
+    probe.stage_queue.Observe(trace_.path.queue_seconds());
+    probe.stage_prefill.Observe(trace_.path.prefill_seconds());
+    probe.stage_transfer.Observe(trace_.path.transfer_seconds());
+    probe.prompt_cached.Add(outcome.usage.cached_tokens);
+    probe.prompt_computed.Add(outcome.usage.prompt_tokens -
+                              std::min(outcome.usage.prompt_tokens, outcome.usage.cached_tokens));
+    if (next_index_ > 1) {
+      const absl::Duration mean = (last_token_ - first_token_) / (next_index_ - 1);
+      trace_.itl_mean_seconds = absl::ToDoubleSeconds(mean);
+      probe.tpot.Observe(trace_.itl_mean_seconds);
+      probe.SloItl(mean);
+    }
+    if (!gaps_.empty()) {
+      const size_t at = (gaps_.size() * 99) / 100;
+      std::nth_element(gaps_.begin(), gaps_.begin() + static_cast<std::ptrdiff_t>(at), gaps_.end());
+      trace_.itl_p99_seconds = gaps_[at];
+    }
+  }
+  probe.generated.Add(delivered_);
+  probe.duration.Observe(absl::ToDoubleSeconds(now - arrival_));
+  outcome.trace = trace_;
+  const int seen = sink_->Status(outcome);
+  if (!outcome.error) {
+    probe.Request(200, outcome.finish_reason);
+  } else if (outcome.error->status == errors::kClientGone.status) {
+    probe.Request(outcome.error->status, outcome.error->code);
+    probe.Disconnect(next_index_ > 0 ? "streaming" : "queued");
+  } else {
+    probe.Request(seen, outcome.error->code);
+    if (next_index_ == 0) probe.Rejected(outcome.error->code);
+  }
+  {
+    // Before the client knows: its next request finds the place free.
+    std::lock_guard lock(runner_.mu_);
+    --runner_.active_;
+    probe.running.Set(static_cast<double>(runner_.active_));
+  }
+  sink_->OnDone(outcome);
+  if (placed_) SendFinish(nullptr);
+  runner_.changed_.notify_all();
+}
+
+RequestRunner::RequestRunner(Dependencies deps) : deps_(std::move(deps)) {
+  const Sha256Digest random = Sha256().Update(RandomHexId()).Finish();
+  uint64_t seed = 0;
+  for (int i = 0; i < 8; ++i) seed = seed << 8 | random[static_cast<size_t>(i)];
+  next_seed_ = seed;
+}
+
+RequestRunner::~RequestRunner() {
+  std::lock_guard lock(mu_);
+  TP_CHECK(live_ == 0);
+}
+
+void RequestRunner::Register(const std::shared_ptr<Request>& request) {
+  std::lock_guard lock(mu_);
+  ++live_;
+  ++active_;
+  requests_.insert(request.get());
+  deps_.probe->running.Set(static_cast<double>(active_));
+}
+
+void RequestRunner::Unregister(Request* request) {
+  // Notified under the lock: the runner may be destroyed as soon as live_ is 0.
+  std::lock_guard lock(mu_);
+  --live_;
+  requests_.erase(request);
+  changed_.notify_all();
+}
+
+std::weak_ptr<RequestRunner::Running> RequestRunner::Start(InferenceRequest request, std::string tenant,
+                                                           std::shared_ptr<OutputSink> sink,
+                                                           absl::Duration timeout) {
+  auto running =
+      std::make_shared<Request>(*this, std::move(request), std::move(tenant), std::move(sink), timeout);
+  Register(running);
+  running->Begin();
+  return running;
+}
+
+std::optional<v1::ModelIdentity> RequestRunner::Model() const {
+  auto model = deps_.cluster->Get()->model;
+  if (!model) return std::nullopt;
+  if (!deps_.config->model.name.empty()) model->set_name(deps_.config->model.name);
+  if (const uint32_t limit = deps_.config->model.max_model_len; limit > 0 && limit < model->max_model_len()) {
+    model->set_max_model_len(limit);
+  }
+  return model;
+}
+
+std::optional<ApiError> RequestRunner::CheckModel(std::string_view name) const {
+  const auto model = Model();
+  if (!model) {
+    return MakeRetryable(errors::kNotReady, "no worker has registered a model yet; try again later",
+                         RetryAfter(1));
+  }
+  if (!name.empty() && name != model->name()) {
+    return MakeError(errors::kModelNotFound,
+                     absl::StrCat("model: '", std::string(name.substr(0, 256)), "' is not served here; '",
+                                  model->name(), "' is"),
+                     "model");
+  }
+  return std::nullopt;
+}
+
+void RequestRunner::Shutdown(absl::Duration grace) {
+  draining_ = true;
+  std::unique_lock lock(mu_);
+  changed_.wait_for(lock, absl::ToChronoNanoseconds(grace), [&] { return active_ == 0; });
+  // Cancelling needs no lock of ours, and a request that is cancelled may end here and now.
+  std::vector<std::shared_ptr<Request>> rest;
+  for (Request* request : requests_) {
+    if (auto shared = request->weak_from_this().lock()) rest.push_back(std::move(shared));
+  }
+  lock.unlock();
+  for (auto& request : rest) request->Cancel(errors::kDraining);
+  rest.clear();
+  lock.lock();
+  // Every call has a deadline and was cancelled: this ends.
+  changed_.wait(lock, [&] { return live_ == 0; });
+}
+
+}  // namespace tidepool

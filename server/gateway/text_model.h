@@ -1,0 +1,37 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "config/config.h"
+#include "server/gateway/request.h"
+#include "server/model/text/chat_template.h"
+#include "server/model/text/tokenizer.h"
+
+namespace tidepool {
+
+// TextModel: the text half of the served model: tokeniser, chat template, end-of-sequence ids. Immutable,
+// thread-safe.
+class TextModel {
+ public:
+  // Errors: as Tokenizer::Load and ChatTemplate::Parse.
+  static absl::StatusOr<std::shared_ptr<const TextModel>> Load(const ModelConfig& config);
+
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  // Of generation_config.json, config.json and the tokeniser, without repetition.
+  const std::vector<int32_t>& eos_ids() const { return eos_ids_; }
+
+  // The prompt that a chat renders to. Errors: InvalidArgument (the template refused), FailedPrecondition
+  // (the model has no chat template), ResourceExhausted.
+  absl::StatusOr<std::string> Render(const ChatInput& chat) const;
+
+ private:
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::optional<ChatTemplate> template_;
+  std::vector<int32_t> eos_ids_;
+};
+
+}  // namespace tidepool
