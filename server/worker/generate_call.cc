@@ -1,0 +1,287 @@
+#include "server/worker/generate_call.h"
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "server/worker/prefill_client.h"
+
+namespace tidepool {
+
+GenerateCall::GenerateCall(WorkerContext& context, const v1::WorkerGenerateRequest& request,
+                           std::shared_ptr<Port> port, std::function<void()> on_end)
+    : context_(context),
+      request_(request),
+      attempt_id_(AttemptId(request.request_id(), request.attempt())),
+      port_(std::move(port)),
+      arrival_(context.clock->Now()),
+      on_end_(std::move(on_end)),
+      blocks_(context, RootKey(context.model->fingerprint, context.layout, request.salt()),
+              {request.prompt().begin(), request.prompt().end()}) {
+  path_.set_decode_worker(context_.self.worker_id());
+  path_.set_decode_pid(context_.self.pid());
+  path_.set_prompt_tokens(static_cast<uint32_t>(request_.prompt_size()));
+}
+
+void GenerateCall::Start() {
+  absl::Status status = CheckPrompt(*context_.model, blocks_.prompt(), request_.max_tokens());
+  if (status.ok()) status = FromProto(request_.sampling()).status();
+  const uint32_t blocks =
+      (static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens() + blocks_.block_tokens() - 1) /
+      blocks_.block_tokens();
+  if (status.ok() && blocks > context_.pool->stats().slots) {
+    status = absl::InvalidArgumentError(
+        "the request needs " + std::to_string(blocks) + " KV blocks, the worker has " +
+        std::to_string(context_.pool->stats().slots) + "; lower max_tokens or raise kv.host_bytes");
+  }
+  if (status.ok()) {
+    status = context_.slots->Submit(attempt_id_, [self = shared_from_this()] { return self->TryReserve(); });
+  }
+  if (!status.ok()) {
+    std::lock_guard lock(mu_);
+    End(ToGrpc(status));
+  }
+}
+
+bool GenerateCall::TryReserve() {
+  std::unique_lock lock(mu_);
+  if (phase_ != Phase::kWaiting) return true;
+  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens()))
+    return false;
+  granted_ = context_.clock->Now();
+  phase_ = Phase::kFetching;
+  path_.set_cached_tokens(blocks_.published() * blocks_.block_tokens());
+  const bool here = request_.prefill().worker_id().empty() ||
+                    request_.prefill().worker_id() == context_.self.worker_id() ||
+                    blocks_.published() == blocks_.reusable();
+  if (here) {
+    FetchFromHolders();
+  } else {
+    StartRemotePrefill();
+  }
+  MaybeSubmit();
+  StartPlannedFetches(lock);
+  return true;
+}
+
+void GenerateCall::StartRemotePrefill() {
+  v1::PrefillRequest request;
+  request.set_request_id(request_.request_id());
+  request.set_attempt(request_.attempt());
+  request.set_tenant(request_.tenant());
+  request.set_salt(request_.salt());
+  *request.mutable_prompt() = request_.prompt();
+  *request.mutable_sampling() = request_.sampling();
+  request.set_top_logprobs(request_.top_logprobs());
+  *request.mutable_holders() = request_.holders();
+  request.set_skip_blocks(blocks_.published());
+  request.set_min_tokens(request_.min_tokens());
+  *request.mutable_stop_token_ids() = request_.stop_token_ids();
+  remote_ = true;
+  prefill_running_ = true;
+  next_offer_ = blocks_.published();
+  path_.set_prefill_worker(request_.prefill().worker_id());
+  path_.set_prefill_pid(request_.prefill().pid());
+  prefill_context_ = PrefillClient::Start(
+      *context_.channels, request_.prefill().grpc(), context_.config.cluster.token,
+      context_.config.worker.prefill_timeout, std::move(request),
+      [self = shared_from_this()](const v1::PrefillEvent& event) { self->OnPrefillEvent(event); },
+      [self = shared_from_this()](const absl::Status& status) { self->OnPrefillEnd(status); });
+}
+
+void GenerateCall::OnPrefillEvent(const v1::PrefillEvent& event) {
+  std::unique_lock lock(mu_);
+  if (phase_ != Phase::kFetching) return;
+  const PeerAddress peer = ToPeerAddress(request_.prefill());
+  const auto sealed = static_cast<uint32_t>(blocks_.keys().size());
+  if (event.has_offered()) {
+    // A peer's numbers: what is not the next run of this prompt's blocks is not fetched, hence computed here.
+    const uint32_t end = std::min(event.offered().end(), sealed);
+    if (event.offered().begin() <= next_offer_ && end > next_offer_) {
+      const uint32_t begin = std::exchange(next_offer_, end);
+      PlanFetch(peer, begin, end);
+    }
+  }
+  if (event.has_done()) {
+    done_ = event.done();
+    prefill_done_ = context_.clock->Now();
+    path_.set_prefill_pid(event.done().pid());
+    if (event.done().has_tail() && blocks_.has_tail() && next_offer_ == sealed) {
+      PlanFetch(peer, sealed, sealed + 1);
+    }
+  }
+  StartPlannedFetches(lock);
+}
+
+void GenerateCall::OnPrefillEnd(const absl::Status& status) {
+  std::lock_guard lock(mu_);
+  prefill_running_ = false;
+  prefill_context_.reset();
+  if (phase_ != Phase::kFetching) return;
+  if (!status.ok() || !done_) {
+    done_.reset();
+    context_.probe->fallback_prefill.Add();
+    spdlog::warn("{}: prefill on {} failed ({}); computing it here", attempt_id_,
+                 request_.prefill().worker_id(), std::string(status.message()));
+  }
+  MaybeSubmit();
+}
+
+void GenerateCall::FetchFromHolders() {
+  blocks_.ForEachHolderRange(request_.holders(), [this](const PeerAddress& peer, uint32_t begin,
+                                                        uint32_t end) { PlanFetch(peer, begin, end); });
+}
+
+void GenerateCall::PlanFetch(const PeerAddress& peer, uint32_t begin, uint32_t end) {
+  planned_.push_back({begin, blocks_.StartFetch(attempt_id_, request_.attempt(), peer, begin, end)});
+}
+
+void GenerateCall::StartPlannedFetches(std::unique_lock<std::mutex>& lock) {
+  std::vector<PlannedFetch> planned = std::exchange(planned_, {});
+  lock.unlock();  // a fetch that is refused ends on this thread
+  for (PlannedFetch& fetch : planned) {
+    context_.fetch->Fetch(std::move(fetch.spec),
+                          [self = shared_from_this(), begin = fetch.begin](FetchResult result) {
+                            self->OnFetched(begin, std::move(result));
+                          });
+  }
+}
+
+void GenerateCall::OnFetched(uint32_t begin, FetchResult result) {
+  std::lock_guard lock(mu_);
+  if (phase_ == Phase::kEnded) return;  // the leases drop here: they are quiescent
+  const absl::Status status = result.status;
+  if (!blocks_.EndFetch(begin, std::move(result))) {
+    spdlog::warn("{}: blocks from {} on were not fetched ({}); computing them here", attempt_id_, begin,
+                 status.ok() ? "evicted meanwhile" : std::string(status.message()));
+  }
+  MaybeSubmit();
+}
+
+void GenerateCall::MaybeSubmit() {
+  if (phase_ != Phase::kFetching || prefill_running_ || blocks_.fetches_pending() > 0) return;
+  Submit();
+}
+
+void GenerateCall::Submit() {
+  const absl::Time now = context_.clock->Now();
+  ReleasePeer();
+  SequenceSpec spec;
+  spec.request_id = attempt_id_;
+  spec.tokens = blocks_.prompt();
+  spec.published_blocks = blocks_.published();
+  spec.root = blocks_.root();
+  spec.sampling = FromProto(request_.sampling()).value();
+  spec.max_tokens = request_.max_tokens();
+  spec.min_tokens = request_.min_tokens();
+  spec.stop_token_ids = {request_.stop_token_ids().begin(), request_.stop_token_ids().end()};
+  spec.top_logprobs = request_.top_logprobs();
+  spec.sink = shared_from_this();
+  if (done_ && blocks_.complete()) {
+    spec.first_token = FromProto(done_->first_token());
+    spec.computed_tokens = static_cast<uint32_t>(blocks_.prompt().size());
+    path_.set_cached_tokens(done_->cached_tokens());
+    path_.set_queue_seconds(done_->queue_seconds());
+    path_.set_prefill_seconds(done_->prefill_seconds());
+    path_.set_transfer_seconds(absl::ToDoubleSeconds(now - prefill_done_));
+    context_.probe->transfer_seconds.Observe(path_.transfer_seconds());
+  } else {
+    // A prefix hit never covers the whole prompt: its last token has to be computed.
+    const uint32_t ready = std::min(blocks_.ready(), blocks_.reusable());
+    spec.computed_tokens = ready * blocks_.block_tokens();
+    const uint32_t fetched = ready - blocks_.published();
+    if (!remote_) {
+      path_.set_cached_tokens(spec.computed_tokens);
+      context_.probe->peer_hit_tokens.Add(size_t{fetched} * blocks_.block_tokens());
+      path_.set_prefill_worker(context_.self.worker_id());
+      path_.set_prefill_pid(context_.self.pid());
+    }
+  }
+  path_.set_fetched_blocks(blocks_.fetched_blocks());
+  path_.set_fetched_bytes(blocks_.fetched_bytes());
+  if (blocks_.fetched_blocks() > 0) path_.set_transport(std::string(context_.fetch->transport_name()));
+  phase_ = Phase::kEngine;
+  auto leases = blocks_.Release();
+  absl::Status status = leases.status();
+  if (status.ok()) {
+    spec.blocks = std::move(leases).value();
+    status = context_.engine->Submit(std::move(spec));
+  }
+  if (!status.ok()) End(ToGrpc(status));
+}
+
+void GenerateCall::OnBlockSealed(uint32_t, const BlockKey&, const BlockLease&) {}
+
+void GenerateCall::OnToken(OutputToken token) {
+  v1::WorkerGenerateEvent event;
+  ToProto(token, *event.add_tokens());
+  std::lock_guard lock(mu_);
+  if (phase_ == Phase::kEnded) return;
+  if (token.index == 0) {
+    first_token_ = context_.clock->Now();
+    *event.mutable_path() = path_;
+    context_.reporter->Prefilled(request_.request_id());
+  }
+  port_->Write(std::move(event));
+}
+
+void GenerateCall::OnFinished(SequenceResult result) {
+  std::lock_guard lock(mu_);
+  if (phase_ == Phase::kEnded) return;
+  context_.reporter->Nudge();
+  if (result.reason != FinishReason::kStop && result.reason != FinishReason::kLength) {
+    End(ToGrpc(result.status));
+    return;
+  }
+  if (!done_) {
+    path_.set_queue_seconds(absl::ToDoubleSeconds(granted_ - arrival_ + result.queue_time));
+    path_.set_prefill_seconds(absl::ToDoubleSeconds(result.prefill_time));
+    context_.probe->queue_seconds.Observe(path_.queue_seconds());
+    context_.probe->prefill_seconds.Observe(path_.prefill_seconds());
+  }
+  if (first_token_ != absl::Time()) {
+    context_.probe->decode_seconds.Observe(absl::ToDoubleSeconds(context_.clock->Now() - first_token_));
+  }
+  v1::WorkerGenerateEvent event;
+  event.set_finish_reason(std::string(FinishReasonName(result.reason)));
+  event.set_stop_token(result.stop_token);
+  *event.mutable_path() = path_;
+  port_->Write(std::move(event));
+  End(grpc::Status::OK);
+}
+
+void GenerateCall::Cancel() {
+  // Not under mu_: SlotQueue holds its lock while it calls TryReserve.
+  context_.slots->Cancel(attempt_id_);
+  Phase was;
+  {
+    std::lock_guard lock(mu_);
+    was = phase_;
+    if (was == Phase::kEnded) return;
+    if (prefill_context_) prefill_context_->TryCancel();
+    ReleasePeer();
+    End(grpc::Status(grpc::StatusCode::CANCELLED, "the caller went away"));
+  }
+  if (was == Phase::kFetching) context_.fetch->Abort(attempt_id_, request_.attempt());
+  if (was == Phase::kEngine) context_.engine->Cancel(attempt_id_);
+}
+
+void GenerateCall::End(grpc::Status status) {
+  if (phase_ == Phase::kEnded) return;
+  phase_ = Phase::kEnded;
+  if (status.error_code() == grpc::StatusCode::CANCELLED) {
+    context_.probe->cancelled.Add();
+  } else if (!status.ok()) {
+    context_.probe->failed.Add();
+    spdlog::warn("{}: failed: {}", attempt_id_, status.error_message());
+  }
+  blocks_.Drop();
+  port_->Close(std::move(status));
+  if (on_end_) std::exchange(on_end_, nullptr)();
+}
+
+void GenerateCall::ReleasePeer() {
+  if (remote_) context_.fetch->SendRelease(ToPeerAddress(request_.prefill()), attempt_id_);
+}
+
+}  // namespace tidepool

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "server/worker/request_blocks.h"
+#include "server/worker/stream_writer.h"
+#include "server/worker/worker_context.h"
+
+namespace tidepool {
+
+// GenerateCall: one request on its decode worker, from the reservation of slots to the last token:
+//
+//   waiting for slots → [remote prefill + fetches | fetches from holders] → engine → finished
+//
+// Whatever fails on the way to the engine (prefill worker gone, blocks missing or damaged) costs time only:
+// what is not here is computed here. Ends exactly once: with a finish reason, an error, or the caller's
+// cancellation, after which its slots come back as soon as they are quiescent. Thread-safe.
+class GenerateCall final : public EngineSink, public std::enable_shared_from_this<GenerateCall> {
+ public:
+  using Port = StreamPort<v1::WorkerGenerateEvent>;
+
+  // `on_end` runs once, when the outcome is known.
+  GenerateCall(WorkerContext& context, const v1::WorkerGenerateRequest& request, std::shared_ptr<Port> port,
+               std::function<void()> on_end);
+
+  void Start();
+  // The caller is gone: frees everything within one engine step.
+  void Cancel();
+
+  void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) override;
+  void OnToken(OutputToken token) override;
+  void OnFinished(SequenceResult result) override;
+
+ private:
+  enum class Phase { kWaiting, kFetching, kEngine, kEnded };
+
+  // Under SlotQueue's lock; true when slots were granted (or the request is over).
+  bool TryReserve();
+  // The following hold mu_.
+  void StartRemotePrefill();
+  void OnPrefillEvent(const v1::PrefillEvent& event);
+  void OnPrefillEnd(const absl::Status& status);
+  void FetchFromHolders();
+  void PlanFetch(const PeerAddress& peer, uint32_t begin, uint32_t end);
+  // Goes on to the engine once no prefill and no fetch is under way any more.
+  void MaybeSubmit();
+  void Submit();
+  void End(grpc::Status status);
+  void ReleasePeer();
+  // Unlocks.
+  void StartPlannedFetches(std::unique_lock<std::mutex>& lock);
+  // Locks.
+  void OnFetched(uint32_t begin, FetchResult result);
+
+  WorkerContext& context_;
+  const v1::WorkerGenerateRequest request_;
+  const std::string attempt_id_;
+  const std::shared_ptr<Port> port_;
+  const absl::Time arrival_;
+
+  std::mutex mu_;
+  std::function<void()> on_end_;
+  Phase phase_ = Phase::kWaiting;
+  RequestBlocks blocks_;
+  bool remote_ = false;           // a remote prefill was started
+  bool prefill_running_ = false;  // and has not ended
+  std::shared_ptr<grpc::ClientContext> prefill_context_;
+  std::vector<PlannedFetch> planned_;  // counted as pending, to be started without the lock
+  uint32_t next_offer_ = 0;            // first block that was not offered yet
+  std::optional<v1::PrefillEvent::Done> done_;
+  v1::RequestPath path_;
+  absl::Time granted_;
+  absl::Time prefill_done_;
+  absl::Time first_token_;
+};
+
+}  // namespace tidepool

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "base/probe.h"
+#include "kvstore/block_pool.h"
+#include "server/rpc/rpc.h"
+#include "tidepool/v1/cluster.grpc.pb.h"
+
+namespace tidepool {
+
+// Reporter: keeps the scheduler's view of this worker fresh. Driver: owns a thread that sends a
+// WorkerReport every `interval`, or at once when Nudge was called. A scheduler that cannot be reached is
+// retried for ever (its state is rebuilt from these reports); one that refuses the worker makes
+// registered() false and says why in the log and in status(). Thread-safe.
+class Reporter {
+ public:
+  struct Options {
+    std::string scheduler;  // host:port
+    std::string cluster_token;
+    absl::Duration interval;
+    v1::WorkerReport base;  // role and model: the same in every report
+    BlockPool* pool = nullptr;
+    // Adds load and observations to a report; called on the reporter's thread.
+    std::function<void(v1::WorkerReport&)> fill;
+  };
+
+  Reporter(Options options, ChannelCache& channels, MetricRegistry& metrics);
+  ~Reporter();
+
+  // Starts the thread. `self` is where peers reach this worker: known once it listens.
+  void Start(v1::WorkerAddress self);
+
+  // Reports soon instead of at the end of the interval.
+  void Nudge();
+  // A request's prefill ended: told to the scheduler in the next report, which is sent soon.
+  void Prefilled(const std::string& request_id);
+  void SetDraining();
+  // OK while the scheduler accepts this worker.
+  absl::Status status() const;
+
+ private:
+  void Run();
+  absl::Status SendOne();
+
+  Options options_;  // constant once started
+  ChannelCache& channels_;
+  Counter& failures_;
+  mutable std::mutex mu_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  bool nudged_ = false;
+  bool draining_ = false;
+  absl::Status status_;
+  std::vector<std::string> prefilled_;
+  // Only the thread's own:
+  uint64_t seq_ = 0;
+  bool snapshot_next_ = true;
+  std::thread thread_;
+};
+
+}  // namespace tidepool

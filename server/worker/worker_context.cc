@@ -1,0 +1,119 @@
+#include "server/worker/worker_context.h"
+
+#include <cmath>
+
+#include "base/status.h"
+
+namespace tidepool {
+namespace {
+
+constexpr size_t kMaxFetchSamples = 256;
+
+Histogram& Stage(MetricRegistry& metrics, const char* stage) {
+  return metrics.AddHistogram("tidepool_request_stage_seconds", "Time of a request in each stage.",
+                              LatencyBuckets(), {{"stage", stage}});
+}
+
+Counter& HitTokens(MetricRegistry& metrics, const char* tier) {
+  return metrics.AddCounter("tidepool_prefix_cache_hit_tokens_total",
+                            "Prompt tokens whose KV was reused instead of computed.", {{"tier", tier}});
+}
+
+Counter& Fallback(MetricRegistry& metrics, const char* what) {
+  return metrics.AddCounter("tidepool_worker_fallbacks_total",
+                            "Failures after which a worker computed the KV by itself.", {{"what", what}});
+}
+
+Counter& Ended(MetricRegistry& metrics, const char* how) {
+  return metrics.AddCounter("tidepool_worker_requests_aborted_total",
+                            "Requests that ended on a worker without a finish reason.", {{"how", how}});
+}
+
+}  // namespace
+
+WorkerProbe::WorkerProbe(MetricRegistry& metrics)
+    : query_tokens(metrics.AddCounter("tidepool_prefix_cache_query_tokens_total", "Prompt tokens looked up.",
+                                      {{"tier", "host"}})),
+      host_hit_tokens(HitTokens(metrics, "host")),
+      peer_hit_tokens(HitTokens(metrics, "peer")),
+      queue_seconds(Stage(metrics, "queue")),
+      prefill_seconds(Stage(metrics, "prefill")),
+      transfer_seconds(Stage(metrics, "transfer")),
+      decode_seconds(Stage(metrics, "decode")),
+      fallback_prefill(Fallback(metrics, "prefill")),
+      fallback_fetch(Fallback(metrics, "fetch")),
+      cancelled(Ended(metrics, "cancelled")),
+      failed(Ended(metrics, "failed")) {}
+
+void WorkerContext::AddFetchSample(uint64_t bytes, absl::Duration elapsed) {
+  v1::FetchSample sample;
+  sample.set_bytes(bytes);
+  sample.set_seconds(absl::ToDoubleSeconds(elapsed));
+  std::lock_guard lock(mu_);
+  if (fetch_samples_.size() >= kMaxFetchSamples) fetch_samples_.erase(fetch_samples_.begin());
+  fetch_samples_.push_back(std::move(sample));
+}
+
+std::vector<v1::FetchSample> WorkerContext::TakeFetchSamples() {
+  std::lock_guard lock(mu_);
+  return std::exchange(fetch_samples_, {});
+}
+
+std::string AttemptId(const std::string& request_id, uint32_t attempt) {
+  return request_id + "#" + std::to_string(attempt);
+}
+
+PeerAddress ToPeerAddress(const v1::WorkerAddress& address) {
+  return {address.worker_id(), address.boot_id(), address.transport()};
+}
+
+OutputToken FromProto(const v1::OutputToken& token) {
+  OutputToken out{.id = token.id(), .index = token.index(), .logprob = token.logprob()};
+  for (const auto& t : token.top()) out.top.push_back({t.id(), t.logprob()});
+  return out;
+}
+
+void ToProto(const OutputToken& token, v1::OutputToken& out) {
+  out.set_id(token.id);
+  out.set_index(token.index);
+  out.set_logprob(token.logprob);
+  for (const TokenLogprob& t : token.top) {
+    auto* top = out.add_top();
+    top->set_id(t.id);
+    top->set_logprob(t.logprob);
+  }
+}
+
+absl::StatusOr<SamplingParams> FromProto(const v1::Sampling& s) {
+  // Written so that NaN fails, too.
+  if (!(s.temperature() >= 0 && std::isfinite(s.temperature()))) {
+    return absl::InvalidArgumentError("sampling.temperature must be a finite number of at least 0");
+  }
+  if (!(s.top_p() > 0 && s.top_p() <= 1))
+    return absl::InvalidArgumentError("sampling.top_p must be in (0, 1]");
+  if (!(s.min_p() >= 0 && s.min_p() <= 1))
+    return absl::InvalidArgumentError("sampling.min_p must be in [0, 1]");
+  if (s.top_k() < 0) return absl::InvalidArgumentError("sampling.top_k must be at least 0 (0: all)");
+  return SamplingParams{s.temperature(), s.top_k(), s.top_p(), s.min_p(), s.seed()};
+}
+
+absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens) {
+  if (prompt.empty()) return absl::InvalidArgumentError("prompt is empty; send at least one token");
+  if (max_tokens == 0) return absl::InvalidArgumentError("max_tokens must be at least 1");
+  if (prompt.size() + max_tokens > model.max_model_len) {
+    return absl::InvalidArgumentError("prompt has " + std::to_string(prompt.size()) +
+                                      " tokens and max_tokens is " + std::to_string(max_tokens) +
+                                      ": together they exceed the context of " +
+                                      std::to_string(model.max_model_len) + " tokens");
+  }
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    if (prompt[i] < 0 || static_cast<uint32_t>(prompt[i]) >= model.spec.vocab) {
+      return absl::InvalidArgumentError("prompt[" + std::to_string(i) + "] is token " +
+                                        std::to_string(prompt[i]) + ", outside the vocabulary of " +
+                                        std::to_string(model.spec.vocab));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace tidepool

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/probe.h"
+#include "config/config.h"
+#include "kvstore/block_pool.h"
+#include "kvstore/fetch_node.h"
+#include "kvstore/keys.h"
+#include "server/engine/engine.h"
+#include "server/model/model.h"
+#include "server/rpc/rpc.h"
+#include "server/worker/reporter.h"
+#include "server/worker/slot_queue.h"
+#include "tidepool/v1/cluster.grpc.pb.h"
+
+namespace tidepool {
+
+// WorkerProbe: the metrics that the worker's requests share.
+struct WorkerProbe {
+  explicit WorkerProbe(MetricRegistry& metrics);
+
+  Counter& query_tokens;     // prompt tokens looked up
+  Counter& host_hit_tokens;  // found in this worker's pool
+  Counter& peer_hit_tokens;  // fetched from another worker's pool instead of computed
+  Histogram& queue_seconds;
+  Histogram& prefill_seconds;
+  Histogram& transfer_seconds;
+  Histogram& decode_seconds;
+  Counter& fallback_prefill;  // a remote prefill failed: computed here instead
+  Counter& fallback_fetch;    // a fetch failed: its blocks are computed instead
+  Counter& cancelled;
+  Counter& failed;
+};
+
+// WorkerContext: what the requests of one worker share. Outlives them all. Thread-safe.
+struct WorkerContext {
+  Config config;
+  v1::WorkerAddress self;
+  std::shared_ptr<const Model> model;
+  BlockLayout layout;
+  BlockPool* pool = nullptr;
+  Engine* engine = nullptr;
+  FetchNode* fetch = nullptr;
+  Reporter* reporter = nullptr;
+  SlotQueue* slots = nullptr;
+  ChannelCache* channels = nullptr;
+  WorkerProbe* probe = nullptr;
+  const Clock* clock = &Clock::Real();
+
+  // Measured fetches for the next report; the oldest go when more than a report should carry wait.
+  void AddFetchSample(uint64_t bytes, absl::Duration elapsed);
+  std::vector<v1::FetchSample> TakeFetchSamples();
+
+ private:
+  std::mutex mu_;
+  std::vector<v1::FetchSample> fetch_samples_;
+};
+
+// The name under which a request's attempt is known to engine, pool and peers: attempts never meet.
+std::string AttemptId(const std::string& request_id, uint32_t attempt);
+
+PeerAddress ToPeerAddress(const v1::WorkerAddress& address);
+OutputToken FromProto(const v1::OutputToken& token);
+void ToProto(const OutputToken& token, v1::OutputToken& out);
+// InvalidArgument names the field and its limit.
+absl::StatusOr<SamplingParams> FromProto(const v1::Sampling& sampling);
+// A prompt that this model can take: not empty, ids in the vocabulary, prompt + max_tokens in the context.
+absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens);
+
+}  // namespace tidepool

@@ -1,0 +1,402 @@
+// Real workers, real gRPC and UCX, in one process, around a scheduler that only listens.
+#include "server/worker/worker.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <thread>
+
+#include "server/rpc/rpc.h"
+#include "tests/server/model/tiny_model.h"
+#include "tidepool/v1/cluster.grpc.pb.h"
+
+namespace tidepool {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kToken[] = "cluster-secret";
+
+// The smallest tokenizer.json that loads: the worker wants its digest only.
+constexpr char kTokenizer[] = R"({"version":"1.0","added_tokens":[],"normalizer":null,
+  "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
+  "post_processor":null,"decoder":{"type":"ByteLevel"},
+  "model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}})";
+
+// A model directory.
+class ServedModel {
+ public:
+  ServedModel() {
+    model_.Write(dir_.path());
+    WriteFile(dir_.File("tokenizer.json"), kTokenizer);
+  }
+  std::string dir() const { return dir_.path(); }
+  uint32_t vocab() const { return static_cast<uint32_t>(model_.vocab); }
+  // Of float32 KV.
+  uint64_t block_bytes(uint32_t block_tokens) const {
+    return uint64_t{4} * model_.layers * 2 * model_.kv_heads * model_.head_dim * block_tokens;
+  }
+
+ private:
+  TempDir dir_;
+  TinyModel model_;
+};
+
+// Remembers what workers report; accepts everybody.
+class ListeningScheduler final : public v1::Scheduler::Service {
+ public:
+  grpc::Status Report(grpc::ServerContext* rpc, const v1::WorkerReport* report, v1::ReportReply*) override {
+    if (absl::Status s = CheckClusterToken(*rpc, kToken); !s.ok()) return ToGrpc(s);
+    std::lock_guard lock(mu_);
+    addresses_[report->address().worker_id()] = report->address();
+    return grpc::Status::OK;
+  }
+  v1::WorkerAddress AddressOf(const std::string& id) {
+    for (int i = 0; i < 1000; ++i) {
+      {
+        std::lock_guard lock(mu_);
+        if (auto it = addresses_.find(id); it != addresses_.end()) return it->second;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ADD_FAILURE() << id << " never reported";
+    return {};
+  }
+
+ private:
+  std::mutex mu_;
+  std::map<std::string, v1::WorkerAddress> addresses_;
+};
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::string finish_reason;
+  v1::RequestPath path;
+  grpc::Status status;
+};
+
+class WorkerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto rpc = StartRpcServer("127.0.0.1:0", &scheduler_);
+    ASSERT_TRUE(rpc.ok()) << rpc.status();
+    scheduler_rpc_ = std::move(rpc).value();
+  }
+
+  Config MakeConfig(const std::string& role, const std::string& id) {
+    Config config;
+    config.model.path = model_.dir();
+    config.engine.threads = 1;
+    config.engine.max_step_tokens = 32;  // chunks smaller than the prompts here
+    config.engine.batch_invariant = true;
+    config.kv.block_tokens = 16;
+    config.kv.host_bytes = 4 << 20;
+    config.worker.role = role;
+    config.worker.id = id;
+    config.worker.report_interval = absl::Milliseconds(20);
+    config.cluster.scheduler = "127.0.0.1:" + std::to_string(scheduler_rpc_.port);
+    config.cluster.token = kToken;
+    return config;
+  }
+
+  WorkerServer& StartWorker(const Config& config) {
+    metrics_.push_back(std::make_unique<MetricRegistry>());
+    auto worker = WorkerServer::Start(config, *metrics_.back());
+    EXPECT_TRUE(worker.ok()) << worker.status();
+    workers_.push_back(std::move(worker).value());
+    return *workers_.back();
+  }
+  WorkerServer& StartWorker(const std::string& role, const std::string& id) {
+    return StartWorker(MakeConfig(role, id));
+  }
+
+  std::unique_ptr<v1::Worker::Stub> StubOf(const std::string& id) {
+    return v1::Worker::NewStub(channels_.Get(scheduler_.AddressOf(id).grpc()));
+  }
+
+  v1::DescribeReply Describe(const std::string& id) {
+    grpc::ClientContext context;
+    AddClusterToken(context, kToken);
+    v1::DescribeReply reply;
+    const grpc::Status status = StubOf(id)->Describe(&context, {}, &reply);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return reply;
+  }
+
+  v1::WorkerGenerateRequest MakeRequest(std::vector<int32_t> prompt, uint32_t max_tokens) {
+    v1::WorkerGenerateRequest request;
+    request.set_request_id("r" + std::to_string(next_id_++));
+    request.set_salt("tenant");
+    request.mutable_prompt()->Assign(prompt.begin(), prompt.end());
+    request.set_max_tokens(max_tokens);
+    request.mutable_sampling()->set_temperature(0);
+    request.mutable_sampling()->set_top_p(1);
+    request.set_top_logprobs(-1);
+    return request;
+  }
+
+  // A prompt of pseudo-random tokens.
+  std::vector<int32_t> Prompt(size_t n, uint64_t seed) {
+    Rng rng(seed);
+    std::vector<int32_t> out(n);
+    for (int32_t& t : out) t = static_cast<int32_t>(rng.Below(model_.vocab()));
+    return out;
+  }
+
+  Answer Ask(const std::string& worker, const v1::WorkerGenerateRequest& request) {
+    grpc::ClientContext context;
+    AddClusterToken(context, kToken);
+    SetTimeout(context, absl::Seconds(60));
+    auto stub = StubOf(worker);
+    auto reader = stub->Generate(&context, request);
+    Answer answer;
+    v1::WorkerGenerateEvent event;
+    while (reader->Read(&event)) {
+      for (const auto& token : event.tokens()) {
+        EXPECT_EQ(token.index(), answer.tokens.size()) << "indices are contiguous";
+        answer.tokens.push_back(token.id());
+      }
+      if (!event.finish_reason().empty()) answer.finish_reason = event.finish_reason();
+      if (event.has_path()) answer.path = event.path();
+    }
+    answer.status = reader->Finish();
+    return answer;
+  }
+
+  // All slots, leases, offers and queues of `id` are back where an idle worker has them.
+  void ExpectIdle(const std::string& id) {
+    v1::DescribeReply now;
+    for (int i = 0; i < 500; ++i) {
+      now = Describe(id);
+      if (now.slots_leased() == 0 && now.offers() == 0 && now.running() == 0 && now.waiting() == 0) break;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_EQ(now.slots_leased(), 0u) << id;
+    EXPECT_EQ(now.offers(), 0u) << id;
+    EXPECT_EQ(now.running(), 0u) << id;
+    EXPECT_EQ(now.waiting(), 0u) << id;
+    EXPECT_EQ(now.slots_free(), now.slots_total()) << id;
+    EXPECT_EQ(now.slots_quarantined(), 0u) << id;
+  }
+
+  ServedModel model_;
+  ListeningScheduler scheduler_;
+  RpcServer scheduler_rpc_;
+  ChannelCache channels_;
+  std::vector<std::unique_ptr<MetricRegistry>> metrics_;
+  std::vector<std::unique_ptr<WorkerServer>> workers_;
+  int next_id_ = 0;
+};
+
+TEST_F(WorkerTest, DisaggregatedAnswerEqualsAggregated) {
+  StartWorker("both", "alone");
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  // Shorter than a block, exactly one, exactly two, with a tail, and of several chunks.
+  for (const size_t n : {5, 16, 32, 33, 47, 100}) {
+    auto request = MakeRequest(Prompt(n, n), 24);
+    const Answer aggregated = Ask("alone", request);
+    ASSERT_TRUE(aggregated.status.ok()) << aggregated.status.error_message();
+    EXPECT_EQ(aggregated.path.prefill_worker(), "alone");
+    *request.mutable_prefill() = scheduler_.AddressOf("p");
+    const Answer split = Ask("d", request);
+    ASSERT_TRUE(split.status.ok()) << split.status.error_message();
+    EXPECT_EQ(split.tokens, aggregated.tokens) << "prompt of " << n;
+    EXPECT_EQ(split.tokens.size(), 24u);
+    EXPECT_EQ(split.finish_reason, "length");
+    if (n > 16) {
+      EXPECT_EQ(split.path.prefill_worker(), "p");
+      EXPECT_EQ(split.path.decode_worker(), "d");
+      EXPECT_EQ(split.path.fetched_blocks(), (n + 15) / 16) << "sealed blocks and the tail";
+      EXPECT_EQ(split.path.fetched_bytes(), split.path.fetched_blocks() * model_.block_bytes(16));
+      EXPECT_EQ(split.path.transport(), "ucx");
+    }
+  }
+  for (const char* id : {"alone", "p", "d"}) ExpectIdle(id);
+}
+
+TEST_F(WorkerTest, SampledAnswerDoesNotDependOnWhoPrefills) {
+  StartWorker("both", "alone");
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  auto request = MakeRequest(Prompt(50, 1), 30);
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_sampling()->set_seed(77);
+  const Answer aggregated = Ask("alone", request);
+  *request.mutable_prefill() = scheduler_.AddressOf("p");
+  EXPECT_EQ(Ask("d", request).tokens, aggregated.tokens);
+}
+
+TEST_F(WorkerTest, SecondTurnReusesPromptAndAnswer) {
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  StartWorker("both", "cold");
+  auto first = MakeRequest(Prompt(40, 3), 24);
+  *first.mutable_prefill() = scheduler_.AddressOf("p");
+  const Answer one = Ask("d", first);
+  ASSERT_TRUE(one.status.ok()) << one.status.error_message();
+
+  std::vector<int32_t> conversation(first.prompt().begin(), first.prompt().end());
+  conversation.insert(conversation.end(), one.tokens.begin(), one.tokens.end());
+  const auto question = Prompt(20, 4);
+  conversation.insert(conversation.end(), question.begin(), question.end());
+  auto second = MakeRequest(conversation, 16);
+  const Answer reference = Ask("cold", second);
+  EXPECT_EQ(reference.path.cached_tokens(), 0u);
+
+  second.set_request_id("second-here");
+  const Answer here = Ask("d", second);
+  EXPECT_EQ(here.tokens, reference.tokens) << "reuse must not change the answer";
+  EXPECT_EQ(here.path.cached_tokens(), 48u) << "63 tokens have KV; three whole blocks of them";
+
+  // On a worker that never saw the conversation, through its holder.
+  StartWorker("both", "other");
+  second.set_request_id("second-there");
+  auto* holder = second.add_holders();
+  *holder->mutable_worker() = scheduler_.AddressOf("d");
+  holder->set_end(3);
+  const Answer there = Ask("other", second);
+  EXPECT_EQ(there.tokens, reference.tokens);
+  EXPECT_EQ(there.path.cached_tokens(), 48u);
+  EXPECT_EQ(there.path.fetched_blocks(), 3u);
+}
+
+TEST_F(WorkerTest, TenantsShareNothing) {
+  StartWorker("both", "w");
+  auto request = MakeRequest(Prompt(64, 5), 4);
+  Ask("w", request);
+  request.set_request_id("again");
+  EXPECT_EQ(Ask("w", request).path.cached_tokens(), 48u);
+  request.set_request_id("other");
+  request.set_salt("another tenant");
+  EXPECT_EQ(Ask("w", request).path.cached_tokens(), 0u);
+}
+
+TEST_F(WorkerTest, DeadPrefillWorkerCostsTimeNotTheAnswer) {
+  StartWorker("both", "alone");
+  StartWorker("decode", "d");
+  StartWorker("prefill", "p");
+  auto request = MakeRequest(Prompt(100, 6), 8);
+  const Answer reference = Ask("alone", request);
+  *request.mutable_prefill() = scheduler_.AddressOf("p");
+  workers_.back()->Shutdown(absl::ZeroDuration());
+  const Answer answer = Ask("d", request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.tokens, reference.tokens);
+  ExpectIdle("d");
+}
+
+TEST_F(WorkerTest, RestartedPrefillWorkerIsNotTakenForTheOldOne) {
+  StartWorker("decode", "d");
+  StartWorker("prefill", "p");
+  auto request = MakeRequest(Prompt(100, 7), 8);
+  v1::WorkerAddress old = scheduler_.AddressOf("p");
+  *request.mutable_prefill() = old;
+  ASSERT_TRUE(Ask("d", request).status.ok());
+  // A boot id that the worker never had: what a stale placement carries after a restart.
+  old.set_boot_id("00000000000000000000000000000000");
+  auto stale = MakeRequest(Prompt(100, 8), 8);
+  *stale.mutable_prefill() = old;
+  const Answer answer = Ask("d", stale);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.path.fetched_blocks(), 0u) << "no block comes from a process that is not the named one";
+  EXPECT_EQ(answer.tokens.size(), 8u);
+  ExpectIdle("d");
+}
+
+TEST_F(WorkerTest, CancelFreesEverySlotOnBothWorkers) {
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  auto stub = StubOf("d");
+  for (int i = 0; i < 20; ++i) {
+    auto request = MakeRequest(Prompt(120, 100 + static_cast<uint64_t>(i)), 200);
+    *request.mutable_prefill() = scheduler_.AddressOf("p");
+    grpc::ClientContext context;
+    AddClusterToken(context, kToken);
+    auto reader = stub->Generate(&context, request);
+    v1::WorkerGenerateEvent event;
+    // At ever later moments: before anything came, after the first token, after more.
+    for (int reads = 0; reads < i % 5; ++reads) reader->Read(&event);
+    context.TryCancel();
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  ExpectIdle("d");
+  ExpectIdle("p");
+}
+
+TEST_F(WorkerTest, MoreRequestsThanSlotsWaitTheirTurn) {
+  Config config = MakeConfig("both", "w");
+  config.kv.host_bytes = model_.block_bytes(16) * 20;
+  config.model.max_model_len = 256;
+  StartWorker(config);
+  std::vector<std::thread> clients;
+  std::vector<Answer> answers(12);
+  for (size_t i = 0; i < answers.size(); ++i) {
+    auto request = MakeRequest(Prompt(60, 200 + i), 60);  // eight blocks each
+    clients.emplace_back([&, i, request] { answers[i] = Ask("w", request); });
+  }
+  for (auto& c : clients) c.join();
+  for (const Answer& a : answers) {
+    EXPECT_TRUE(a.status.ok()) << a.status.error_message();
+    EXPECT_EQ(a.tokens.size(), 60u);
+  }
+  ExpectIdle("w");
+}
+
+TEST_F(WorkerTest, BadRequestsNameTheFieldAndHarmNobody) {
+  StartWorker("both", "w");
+  const auto expect = [&](const v1::WorkerGenerateRequest& request, const char* text) {
+    const Answer answer = Ask("w", request);
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(answer.status.error_message(), HasSubstr(text));
+  };
+  expect(MakeRequest({}, 4), "prompt is empty");
+  expect(MakeRequest({1, -1}, 4), "prompt[1]");
+  expect(MakeRequest({1, static_cast<int32_t>(model_.vocab())}, 4), "outside the vocabulary");
+  expect(MakeRequest({1}, 0), "max_tokens");
+  expect(MakeRequest({1}, 1u << 20), "context of");
+  auto nan = MakeRequest({1}, 4);
+  nan.mutable_sampling()->set_temperature(std::nanf(""));
+  expect(nan, "sampling.temperature");
+  EXPECT_TRUE(Ask("w", MakeRequest({1, 2, 3}, 4)).status.ok());
+  ExpectIdle("w");
+}
+
+TEST_F(WorkerTest, StrangersAndWrongRolesAreRefused) {
+  StartWorker("prefill", "p");
+  grpc::ClientContext context;  // without the token
+  v1::DescribeReply reply;
+  EXPECT_EQ(StubOf("p")->Describe(&context, {}, &reply).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(Ask("p", MakeRequest({1, 2}, 2)).status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+}
+
+TEST_F(WorkerTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
+  WorkerServer& worker = StartWorker("both", "w");
+  Answer running;
+  std::thread client([&, request = MakeRequest(Prompt(30, 9), 200)] { running = Ask("w", request); });
+  while (Describe("w").running() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  worker.BeginDrain();
+  EXPECT_FALSE(worker.ready());
+  EXPECT_EQ(Ask("w", MakeRequest({1, 2}, 2)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  worker.Shutdown(absl::Seconds(60));
+  client.join();
+  EXPECT_TRUE(running.status.ok()) << running.status.error_message();
+  EXPECT_EQ(running.tokens.size(), 200u);
+}
+
+TEST(Worker, NamesWhatIsWrongBeforeItListens) {
+  MetricRegistry metrics;
+  ServedModel model;
+  Config config;
+  config.model.path = model.dir();
+  config.worker.role = "decoder";
+  EXPECT_THAT(std::string(WorkerServer::Start(config, metrics).status().message()), HasSubstr("worker.role"));
+  config.worker.role = "both";
+  config.kv.host_bytes = 1;
+  EXPECT_THAT(std::string(WorkerServer::Start(config, metrics).status().message()),
+              HasSubstr("kv.host_bytes"));
+}
+
+}  // namespace
+}  // namespace tidepool
