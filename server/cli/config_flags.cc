@@ -1,0 +1,102 @@
+#include "server/cli/config_flags.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "config/fields.h"
+
+namespace tidepool {
+namespace {
+
+// What people type most, beside the name that follows from the path.
+std::string FlagNames(const Field& field) {
+  std::string names = field.flag();
+  if (field.path == "model.path") names += ",--model";
+  if (field.path == "worker.role") names += ",--role";
+  return names;
+}
+
+std::string Default(const Field& field) {
+  const std::string text = DisplayField(field, Config());
+  return text.empty() ? "(empty)" : text;
+}
+
+std::string SectionOf(const Field& field) { return std::string(field.path.substr(0, field.path.find('.'))); }
+
+}  // namespace
+
+std::shared_ptr<ConfigFlags> ConfigFlags::AddTo(CLI::App& app) {
+  auto flags = std::make_shared<ConfigFlags>();
+  app.add_option("-c,--config", flags->input_.file, "YAML file (see config/tidepool.yaml)")
+      ->type_name("FILE");
+  app.add_flag_callback(
+      "--help-all",
+      [] {
+        std::fputs(FieldReference().c_str(), stdout);
+        throw CLI::Success();
+      },
+      "Every flag with its variable and default");
+  for (const Field& field : Fields()) {
+    if (field.secret) continue;  // a command line is readable by everyone
+    const std::string path(field.path);
+    CLI::Option* option = app.add_option_function<std::string>(
+        FlagNames(field),
+        [flags, path](const std::string& text) { flags->input_.flags.emplace_back(path, text); },
+        absl::StrCat(std::string(field.help), " [", Default(field), "] ", field.env()));
+    option->type_name("")->take_last();
+    option->group(field.common ? "Configuration, most used" : "");
+  }
+  return flags;
+}
+
+absl::StatusOr<LoadedConfig> ConfigFlags::Load(ConfigRole role) const {
+  TP_ASSIGN_OR_RETURN(LoadedConfig loaded, LoadConfig(input_));
+  TP_RETURN_IF_ERROR(Validate(loaded, role));
+  return loaded;
+}
+
+std::string FieldReference() {
+  std::string out = "Precedence: flag > environment > file > default.\n";
+  std::string section;
+  for (const Field& field : Fields()) {
+    if (SectionOf(field) != section) {
+      section = SectionOf(field);
+      absl::StrAppend(&out, "\n", section, ":\n");
+    }
+    absl::StrAppend(&out, "  ", field.secret ? "(no flag: secret)" : field.flag(), "  ", field.env(),
+                    "\n      ", std::string(field.help), field.choices.empty() ? "" : "; one of ",
+                    std::string(field.choices), " [", Default(field), "]\n");
+  }
+  return out;
+}
+
+int ReportError(const absl::Status& status) {
+  if (status.ok()) return 0;
+  for (const std::string& line :
+       std::vector<std::string>(absl::StrSplit(std::string(status.message()), '\n'))) {
+    std::fprintf(stderr, "tidepool: %s\n", line.c_str());
+  }
+  const bool callers_fault = status.code() == absl::StatusCode::kInvalidArgument ||
+                             status.code() == absl::StatusCode::kNotFound ||
+                             status.code() == absl::StatusCode::kUnimplemented;
+  return callers_fault ? 2 : 1;
+}
+
+std::string DemoModelPath() {
+  std::error_code error;
+  const std::filesystem::path executable = std::filesystem::read_symlink("/proc/self/exe", error);
+  const std::filesystem::path candidates[] = {
+      executable.parent_path().parent_path() / "share/tidepool/demo_model",
+      std::filesystem::path(TIDEPOOL_SOURCE_DIR) / "tools/demo_model/model",
+  };
+  for (const auto& path : candidates) {
+    if (std::filesystem::exists(path / "config.json", error)) return path.string();
+  }
+  return "";
+}
+
+}  // namespace tidepool

@@ -1,0 +1,140 @@
+// `tidepool scheduler | worker | gateway`: one role in this process.
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "config/address.h"
+#include "server/cli/commands.h"
+#include "server/cli/config_flags.h"
+#include "server/cli/role_process.h"
+#include "server/gateway/gateway_server.h"
+#include "server/http/admin_server.h"
+#include "server/scheduler/scheduler_server.h"
+#include "server/worker/worker.h"
+
+namespace tidepool {
+namespace {
+
+// The configured host with the port that was really bound.
+std::string Bound(const std::string& listen, int port) {
+  HostPort address = ParseHostPort(listen).value_or(HostPort{"127.0.0.1", 0});
+  address.port = static_cast<uint16_t>(port);
+  return address.ToString();
+}
+
+// What outlives the role's server: it borrows them.
+struct SchedulerParts {
+  MetricRegistry metrics;
+  std::unique_ptr<SchedulerServer> server;
+  std::unique_ptr<HttpServer> admin;
+};
+
+absl::StatusOr<RunningRole> StartScheduler(const Config& config) {
+  auto parts = std::make_shared<SchedulerParts>();
+  TP_ASSIGN_OR_RETURN(parts->server,
+                      SchedulerServer::Start(config.scheduler, config.cluster.token, parts->metrics));
+  SchedulerServer* server = parts->server.get();
+  auto draining = std::make_shared<std::atomic<bool>>(false);
+  TP_ASSIGN_OR_RETURN(parts->admin, StartAdminServer(config.scheduler.metrics_listen, parts->metrics, [=] {
+                        ReadyReport report;
+                        report.checks.emplace_back("serving", draining->load()  ? "draining"
+                                                              : server->ready() ? ""
+                                                                                : "not listening");
+                        return report;
+                      }));
+  RunningRole running;
+  running.ready = [server] { return server->ready(); };
+  running.begin_drain = [draining] { draining->store(true); };
+  running.shutdown = [parts](absl::Duration grace) {
+    parts->server->Shutdown(grace);
+    parts->admin->Shutdown(absl::Seconds(1));
+  };
+  running.info = {{"role", "scheduler"},
+                  {"pid", absl::StrCat(getpid())},
+                  {"grpc", Bound(config.scheduler.listen, server->port())},
+                  {"http", Bound(config.scheduler.metrics_listen, parts->admin->port())}};
+  return running;
+}
+
+struct WorkerParts {
+  MetricRegistry metrics;
+  std::unique_ptr<WorkerServer> server;
+};
+
+absl::StatusOr<RunningRole> StartWorker(Config config) {
+  if (config.engine.threads == 0) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    config.engine.threads = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
+  }
+  auto parts = std::make_shared<WorkerParts>();
+  TP_ASSIGN_OR_RETURN(parts->server, WorkerServer::Start(config, parts->metrics));
+  WorkerServer* server = parts->server.get();
+  RunningRole running;
+  running.ready = [server] { return server->ready(); };
+  running.begin_drain = [server] { server->BeginDrain(); };
+  running.shutdown = [parts](absl::Duration grace) { parts->server->Shutdown(grace); };
+  running.info = {{"role", config.worker.role},
+                  {"pid", absl::StrCat(getpid())},
+                  {"id", server->id()},
+                  {"grpc", Bound(config.worker.listen, server->port())},
+                  {"http", Bound(config.worker.metrics_listen, server->metrics_port())}};
+  return running;
+}
+
+struct GatewayParts {
+  MetricRegistry metrics;
+  std::unique_ptr<GatewayServer> server;
+};
+
+absl::StatusOr<RunningRole> StartGateway(const Config& config) {
+  auto parts = std::make_shared<GatewayParts>();
+  TP_ASSIGN_OR_RETURN(parts->server, GatewayServer::Start(config, parts->metrics));
+  GatewayServer* server = parts->server.get();
+  RunningRole running;
+  running.ready = [server] { return server->ready(); };
+  running.begin_drain = [server] { server->BeginDrain(); };
+  running.shutdown = [parts](absl::Duration grace) { parts->server->Shutdown(grace); };
+  running.info = {{"role", "gateway"},
+                  {"pid", absl::StrCat(getpid())},
+                  {"http", Bound(config.gateway.http_listen, server->http_port())},
+                  {"grpc", Bound(config.gateway.grpc_listen, server->grpc_port())}};
+  return running;
+}
+
+using StartRole = absl::StatusOr<RunningRole> (*)(const Config&);
+
+void AddRole(CLI::App& app, Command& run, const std::string& name, const std::string& help,
+             ConfigRole config_role, StartRole start) {
+  CLI::App* command = app.add_subcommand(name, help);
+  const auto flags = ConfigFlags::AddTo(*command);
+  command->callback([&run, flags, name, config_role, start] {
+    run = [=]() -> int {
+      const auto loaded = flags->Load(config_role);
+      if (!loaded.ok()) return ReportError(loaded.status());
+      const Config& config = loaded->config;
+      const std::string role = config_role == ConfigRole::kWorker ? config.worker.role : name;
+      if (const absl::Status status = InitLogging(role, config.log.level); !status.ok())
+        return ReportError(status);
+      KeepReadyFdFromChildren();
+      return RunRole(role, config.cluster.drain_timeout, [&] { return start(config); });
+    };
+  });
+}
+
+}  // namespace
+
+void AddRoleCommands(CLI::App& app, Command& run) {
+  AddRole(app, run, "gateway", "The front door: OpenAI-compatible HTTP and gRPC", ConfigRole::kGateway,
+          StartGateway);
+  AddRole(app, run, "scheduler", "Places requests on workers, refuses what would be late",
+          ConfigRole::kScheduler, StartScheduler);
+  AddRole(app, run, "worker", "Computes: --role prefill, decode or both", ConfigRole::kWorker,
+          [](const Config& config) { return StartWorker(config); });
+}
+
+}  // namespace tidepool

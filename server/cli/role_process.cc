@@ -1,0 +1,109 @@
+#include "server/cli/role_process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <string>
+#include <thread>
+
+#include "absl/strings/numbers.h"
+#include "base/log.h"
+#include "server/cli/config_flags.h"
+
+namespace tidepool {
+namespace {
+
+int ReadyFd() {
+  const char* text = std::getenv(kReadyFdEnv);
+  int fd = -1;
+  if (text == nullptr || !absl::SimpleAtoi(text, &fd) || fd <= 2 || fcntl(fd, F_GETFD) < 0) return -1;
+  return fd;
+}
+
+sigset_t StopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+// True when a stop signal came within `timeout`.
+bool WaitForStop(absl::Duration timeout) {
+  const sigset_t set = StopSignals();
+  const timespec wait = absl::ToTimespec(timeout);
+  return sigtimedwait(&set, nullptr, &wait) > 0;
+}
+
+}  // namespace
+
+void ReportReady(const ReadyInfo& info) {
+  const int fd = ReadyFd();
+  if (fd < 0) return;
+  const std::string line = FormatReadyLine(info);
+  // Shorter than PIPE_BUF, so it goes out whole. A supervisor that is gone needs no line.
+  if (write(fd, line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
+    spdlog::warn("the readiness line could not be written");
+  }
+  close(fd);
+  unsetenv(kReadyFdEnv);
+}
+
+void KeepReadyFdFromChildren() {
+  if (const int fd = ReadyFd(); fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+int RunRole(const std::string& role, absl::Duration drain_timeout,
+            const std::function<absl::StatusOr<RunningRole>()>& start) {
+  const sigset_t set = StopSignals();
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  // While the role loads nothing is in flight: a signal ends the process at once.
+  std::atomic<bool> starting{true};
+  std::thread watcher([&starting] {
+    while (starting) {
+      if (WaitForStop(absl::Milliseconds(10))) _exit(0);
+    }
+  });
+  auto started = start();
+  starting = false;
+  watcher.join();
+  if (!started.ok()) {
+    spdlog::error("{} cannot start: {}", role, std::string(started.status().message()));
+    return ReportError(started.status());
+  }
+  const RunningRole running = *std::move(started);
+  std::string where = FormatReadyLine(running.info).substr(6);
+  where.pop_back();  // the line end
+  spdlog::info("{} {} listens: {}", role, TIDEPOOL_VERSION, where);
+
+  bool stop = false, reported = false;
+  while (!stop) {
+    if (!reported && running.ready()) {
+      ReportReady(running.info);
+      reported = true;
+      spdlog::info("{} is ready", role);
+    }
+    // Readiness has no callback in the roles; once it was seen only signals matter.
+    stop = WaitForStop(reported ? absl::Seconds(3600) : absl::Milliseconds(20));
+  }
+
+  spdlog::info("{} drains for at most {}; a second signal ends it now", role,
+               absl::FormatDuration(drain_timeout));
+  std::thread([set, role] {
+    int signal_number = 0;
+    sigwait(&set, &signal_number);
+    spdlog::warn("{} ends without waiting", role);
+    _exit(1);
+  }).detach();
+  running.begin_drain();
+  running.shutdown(drain_timeout);
+  spdlog::info("{} ended", role);
+  return 0;
+}
+
+}  // namespace tidepool

@@ -1,0 +1,266 @@
+// `tidepool serve`: scheduler, prefill worker, decode worker and gateway as supervised processes.
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "base/digest.h"
+#include "base/log.h"
+#include "config/address.h"
+#include "config/fields.h"
+#include "server/cli/commands.h"
+#include "server/cli/config_flags.h"
+#include "server/cli/role_process.h"
+#include "server/cli/runtime_file.h"
+#include "server/cli/supervisor.h"
+#include "server/http/admin_server.h"
+
+namespace tidepool {
+namespace {
+
+// Prefill and decode.
+constexpr uint32_t kWorkers = 2;
+
+uint32_t UsableCores() {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  return sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? static_cast<uint32_t>(CPU_COUNT(&cpus)) : 1;
+}
+
+void Set(LoadedConfig& loaded, std::string_view path, const std::string& text) {
+  const Field* field = FindField(path);
+  TP_CHECK(field != nullptr && SetField(*field, text, loaded.config).ok());
+  loaded.sources[std::string(path)] = "serve";
+}
+
+// What `serve` decides where nobody else did.
+absl::Status Complete(LoadedConfig& loaded) {
+  Config& config = loaded.config;
+  if (config.model.path.empty()) {
+    const std::string demo = DemoModelPath();
+    if (demo.empty()) {
+      return absl::NotFoundError("no model is configured and the demo model is not there; give --model DIR");
+    }
+    Set(loaded, "model.path", demo);
+    if (config.model.name.empty()) Set(loaded, "model.name", "demo");
+  }
+  if (std::error_code error; !std::filesystem::exists(config.model.path + "/config.json", error)) {
+    return absl::NotFoundError(
+        absl::StrCat(loaded.Describe("model.path"), ": '", config.model.path,
+                     "' holds no config.json; give a directory in Hugging Face layout"));
+  }
+  if (config.cluster.token.empty()) Set(loaded, "cluster.token", RandomHexId());
+  // Drawn here, so that a restarted gateway finds its tenants' cached prefixes again.
+  if (config.gateway.server_key.empty()) Set(loaded, "gateway.server_key", RandomHexId() + RandomHexId());
+  if (config.engine.threads == 0) {
+    Set(loaded, "engine.threads", absl::StrCat(std::max(1u, UsableCores() / kWorkers)));
+  }
+  // A second `serve` on this machine must not clash over a port that no client needs to know.
+  if (loaded.IsDefault("scheduler.listen")) Set(loaded, "scheduler.listen", "127.0.0.1:0");
+  return absl::OkStatus();
+}
+
+// Children read everything from their environment: secrets stay off the command line, and a file that
+// changed meanwhile cannot make a restarted child disagree with its siblings.
+std::map<std::string, std::string> Environment(const LoadedConfig& loaded) {
+  std::map<std::string, std::string> env;
+  for (const Field& field : Fields()) {
+    if (!loaded.IsDefault(field.path)) env[field.env()] = FormatField(field, loaded.config);
+  }
+  return env;
+}
+
+std::string Learned(const std::map<std::string, ReadyInfo>& ready, const std::string& child,
+                    const std::string& key) {
+  const auto it = ready.find(child);
+  if (it == ready.end() || it->second.count(key) == 0) return "";
+  return it->second.at(key);
+}
+
+std::vector<ChildSpec> Children(const LoadedConfig& loaded) {
+  const auto base = Environment(loaded);
+  const auto child = [base](std::string name, int stage, std::vector<std::string> args, auto adjust) {
+    return ChildSpec{name, stage, [=](const std::map<std::string, ReadyInfo>& ready) {
+                       // The running binary, even where its file was replaced meanwhile.
+                       ChildLaunch launch{"/proc/self/exe", {"tidepool"}, base};
+                       launch.argv.insert(launch.argv.end(), args.begin(), args.end());
+                       adjust(launch.env, ready);
+                       return launch;
+                     }};
+  };
+  using Env = std::map<std::string, std::string>;
+  using Ready = std::map<std::string, ReadyInfo>;
+  // A restarted child takes the port it had: others were told it.
+  const auto keep = [](Env& env, const Ready& ready, const std::string& name, const std::string& key,
+                       std::string_view path) {
+    const std::string address = Learned(ready, name, key);
+    if (!address.empty()) env[FindField(path)->env()] = address;
+  };
+  const auto know_scheduler = [](Env& env, const Ready& ready) {
+    env[FindField("cluster.scheduler")->env()] = Learned(ready, "scheduler", "grpc");
+  };
+  return {
+      child("scheduler", 0, {"scheduler"},
+            [keep](Env& env, const Ready& ready) {
+              keep(env, ready, "scheduler", "grpc", "scheduler.listen");
+              keep(env, ready, "scheduler", "http", "scheduler.metrics_listen");
+            }),
+      child("prefill", 1, {"worker", "--role", "prefill"}, know_scheduler),
+      child("decode", 1, {"worker", "--role", "decode"}, know_scheduler),
+      child("gateway", 2, {"gateway"},
+            [keep, know_scheduler](Env& env, const Ready& ready) {
+              know_scheduler(env, ready);
+              keep(env, ready, "gateway", "http", "gateway.http_listen");
+              keep(env, ready, "gateway", "grpc", "gateway.grpc_listen");
+            }),
+  };
+}
+
+const ChildStatus* Find(const std::vector<ChildStatus>& children, std::string_view name) {
+  for (const ChildStatus& child : children) {
+    if (child.name == name) return &child;
+  }
+  return nullptr;
+}
+
+std::string Value(const ReadyInfo& info, const std::string& key) {
+  const auto it = info.find(key);
+  return it == info.end() ? "" : it->second;
+}
+
+// What clients can connect to: a listener on all interfaces is reached through loopback.
+std::string Reachable(const std::string& address) {
+  auto parsed = ParseHostPort(address);
+  if (parsed.ok() && (parsed->host == "0.0.0.0" || parsed->host == "::")) parsed->host = "127.0.0.1";
+  return parsed.ok() ? parsed->ToString() : address;
+}
+
+void PrintBanner(const Config& config, const std::vector<ChildStatus>& children) {
+  const std::string http = Reachable(Value(Find(children, "gateway")->ready, "http"));
+  const std::string name = config.model.name.empty()
+                               ? std::filesystem::path(config.model.path).filename().string()
+                               : config.model.name;
+  std::printf("tidepool %s serves %s (%s)\n", TIDEPOOL_VERSION, name.c_str(), config.model.path.c_str());
+  std::printf("  HTTP  http://%s/v1    gRPC  %s    metrics  http://%s/metrics\n", http.c_str(),
+              Reachable(Value(Find(children, "gateway")->ready, "grpc")).c_str(), http.c_str());
+  for (const ChildStatus& child : children) {
+    std::printf("  %-9s process %d, http://%s/metrics\n", child.name.c_str(), child.pid,
+                Reachable(Value(child.ready, "http")).c_str());
+  }
+  std::printf(
+      "Try:\n  curl http://%s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+      "    -d '{\"model\": \"%s\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'\n",
+      http.c_str(), name.c_str());
+  std::fflush(stdout);
+}
+
+// ServeProcess: the supervisor with its own HTTP, its runtime file and its readiness line.
+class ServeProcess {
+ public:
+  explicit ServeProcess(LoadedConfig loaded) : loaded_(std::move(loaded)), config_(loaded_.config) {}
+
+  absl::Status Run() {
+    Supervisor::BlockSignals();
+    signal(SIGPIPE, SIG_IGN);
+    KeepReadyFdFromChildren();
+    Supervisor::Options options;
+    options.policy.start_timeout = config_.cluster.start_timeout;
+    options.policy.drain_timeout = config_.cluster.drain_timeout;
+    options.metrics = &metrics_;
+    options.on_change = [this](const auto& children) { Changed(children); };
+    options.on_all_ready = [this](const auto& children) { AllReady(children); };
+    Supervisor supervisor(options, Children(loaded_));
+    SetReady("starting");
+    TP_ASSIGN_OR_RETURN(admin_,
+                        StartAdminServer(config_.serve.metrics_listen, metrics_, [this] { return Ready(); }));
+    const absl::Status status = supervisor.Run();
+    RemoveRuntime(getpid());
+    admin_->Shutdown(absl::Seconds(1));
+    return status;
+  }
+
+ private:
+  ReadyReport Ready() {
+    std::lock_guard lock(mu_);
+    ReadyReport report;
+    report.checks.emplace_back("children", not_ready_);
+    return report;
+  }
+
+  void SetReady(std::string why_not) {
+    std::lock_guard lock(mu_);
+    not_ready_ = std::move(why_not);
+  }
+
+  std::string AdminAddress() const {
+    HostPort address = ParseHostPort(config_.serve.metrics_listen).value_or(HostPort{"127.0.0.1", 0});
+    address.port = static_cast<uint16_t>(admin_->port());
+    return address.ToString();
+  }
+
+  void Changed(const std::vector<ChildStatus>& children) {
+    std::string why_not;
+    for (const ChildStatus& child : children) {
+      if (child.state != SupervisorCore::State::kReady)
+        why_not = absl::StrCat(child.name, " is ", StateName(child.state));
+    }
+    SetReady(why_not);
+    ServeRuntime runtime;
+    runtime.pid = getpid();
+    runtime.http = Value(Find(children, "gateway")->ready, "http");
+    runtime.grpc = Value(Find(children, "gateway")->ready, "grpc");
+    runtime.scheduler = Value(Find(children, "scheduler")->ready, "grpc");
+    runtime.token = config_.cluster.token;
+    runtime.metrics = AdminAddress();
+    runtime.children = children;
+    const absl::Status status = WriteRuntime(runtime);
+    if (!status.ok() && !runtime_failed_) {
+      runtime_failed_ = true;  // said once: `ctl` then needs --scheduler and the token
+      spdlog::warn("no runtime file for ctl: {}", std::string(status.message()));
+    }
+  }
+
+  void AllReady(const std::vector<ChildStatus>& children) {
+    PrintBanner(config_, children);
+    ReportReady({{"role", "serve"},
+                 {"pid", absl::StrCat(getpid())},
+                 {"http", Value(Find(children, "gateway")->ready, "http")},
+                 {"grpc", Value(Find(children, "gateway")->ready, "grpc")},
+                 {"metrics", AdminAddress()}});
+  }
+
+  const LoadedConfig loaded_;
+  const Config& config_;
+  MetricRegistry metrics_;
+  std::unique_ptr<HttpServer> admin_;
+  bool runtime_failed_ = false;
+  std::mutex mu_;
+  std::string not_ready_;  // guarded by mu_
+};
+
+}  // namespace
+
+void AddServeCommand(CLI::App& app, Command& run) {
+  CLI::App* command = app.add_subcommand(
+      "serve", "Everything on this machine: scheduler, prefill and decode worker, gateway, supervised");
+  command->footer(
+      "Without --model it serves the demo model: share/tidepool/demo_model beside the executable's folder,\n"
+      "else tools/demo_model/model of the source tree.");
+  const auto flags = ConfigFlags::AddTo(*command);
+  command->callback([&run, flags] {
+    run = [=]() -> int {
+      auto loaded = flags->Load(ConfigRole::kServe);
+      if (!loaded.ok()) return ReportError(loaded.status());
+      if (const absl::Status status = InitLogging("serve", loaded->config.log.level); !status.ok()) {
+        return ReportError(status);
+      }
+      if (const absl::Status status = Complete(*loaded); !status.ok()) return ReportError(status);
+      return ReportError(ServeProcess(*std::move(loaded)).Run());
+    };
+  });
+}
+
+}  // namespace tidepool
