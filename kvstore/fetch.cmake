@@ -2,7 +2,5 @@
 add_library(tp_fetch STATIC fetch_codec.cc fetch_client.cc fetch_server.cc fetch_driver.cc
             fetch_node.cc)
 target_link_libraries(tp_fetch PUBLIC tp_kvstore tp_transport tp_base absl::flat_hash_map absl::strings)
-if(NOT TIDEPOOL_SANITIZE STREQUAL "none")
-  # g++ 12 cannot follow a std::variant's storage through sanitizer instrumentation.
-  target_compile_options(tp_fetch PRIVATE -Wno-maybe-uninitialized)
-endif()
+# g++ 12 cannot follow a std::variant's storage through its moves.
+target_compile_options(tp_fetch PRIVATE -Wno-maybe-uninitialized)
