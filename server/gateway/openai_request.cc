@@ -221,7 +221,7 @@ absl::Status ReadPrompt(const OrderedJson& body, InferenceRequest& out) {
     prompt = &(*prompt)[0];
   }
   if (prompt->is_string()) {
-    if (prompt->get_ref<const std::string&>().empty()) return FieldError("prompt", "must not be empty");
+    // An empty text is a prompt where the tokenizer begins every text with a token; else it is refused later.
     out.input = prompt->get<std::string>();
     return absl::OkStatus();
   }

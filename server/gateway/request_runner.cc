@@ -415,6 +415,7 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
 
 void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
   decoder_.emplace(deps_.text->tokenizer(), request_.skip_special_tokens);
+  decoder_->Prime(admission_.prompt_ids);  // an answer goes on where the prompt ends: its first space stays
   auto stops = StopMatcher::Create(request_.stop, request_.include_stop_str_in_output);
   if (!stops.ok()) {
     return Fail(MakeError(errors::kInvalidRequest, "stop: " + std::string(stops.status().message()), "stop"));
