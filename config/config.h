@@ -38,8 +38,9 @@ struct TransportConfig {
   // Interfaces that UCX may use. Loopback by default: UCX trusts its peers, so a public interface is
   // never chosen by accident. Several, comma-separated, as UCX_NET_DEVICES.
   std::string net_devices = "lo";
-  // UCX_TLS. tcp and shared memory; add rc for InfiniBand.
-  std::string tls = "tcp,sysv,posix,cma,self";
+  // UCX_TLS. Add rc for InfiniBand. Shared memory would not be used: UCX 1.13 cannot force-close its
+  // endpoints, without which a slot could not be freed safely.
+  std::string tls = "tcp,self";
   absl::Duration fetch_timeout = absl::Seconds(10);
 };
 

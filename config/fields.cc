@@ -237,7 +237,7 @@ absl::StatusOr<std::vector<ApiKeyConfig>> ParseApiKeys(std::string_view text) {
 }
 
 // The four texts a person can give for a whole field are short; anything longer is a mistake.
-constexpr size_t kMaxText = 64 * 1024;
+constexpr size_t kMaxText = 64 << 10;
 
 }  // namespace
 

@@ -14,7 +14,7 @@ struct UcxOptions {
   std::string net_devices = "lo";
   // UCX_TLS. Shared memory may be named but UCX 1.13 does not use it here: its endpoints over shared
   // memory know no peer failure and so no force-close, without which memory could not be freed safely.
-  std::string tls = "tcp,sysv,posix,cma,self";
+  std::string tls = "tcp,self";
   // Where peers connect; empty: the first address of the first of net_devices. No wildcard.
   std::string listen_host;
   uint16_t listen_port = 0;       // 0: any free one

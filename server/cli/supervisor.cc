@@ -158,8 +158,9 @@ absl::Status Supervisor::Run() {
   while (!finished_) {
     WaitForEvents(signal_fd);
     for (size_t i = 0; i < processes_.size(); ++i) ReadReady(i);
-    Reap();
+    // Signals before exits: a SIGCHLD that is taken off after its child was looked at would be lost.
     ReadSignals(signal_fd);
+    Reap();
     Feed({SupervisorCore::Event::kTick});
   }
   close(signal_fd);
@@ -171,9 +172,9 @@ void Supervisor::WaitForEvents(int signal_fd) {
   for (const Process& process : processes_) {
     if (process.ready_fd >= 0) fds.push_back({process.ready_fd, POLLIN, 0});
   }
-  const absl::Duration left = core_.NextWake() - Clock::Real().Now();
-  // Rounded up: waking before the deadline would only wake again. A minute bounds an infinite wait.
-  const int64_t ms = std::clamp<int64_t>(absl::ToInt64Milliseconds(left) + 1, 0, 60'000);
+  // A minute bounds an infinite wait. Rounded up: waking before the deadline would only wake again.
+  const absl::Duration left = std::min(core_.NextWake() - Clock::Real().Now(), absl::Minutes(1));
+  const int64_t ms = std::max<int64_t>(absl::ToInt64Milliseconds(left) + 1, 0);
   poll(fds.data(), fds.size(), static_cast<int>(ms));
 }
 

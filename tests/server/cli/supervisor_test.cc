@@ -164,6 +164,26 @@ TEST_F(SupervisorTest, ASecondSignalKillsAChildThatDoesNotDrain) {
   EXPECT_FALSE(Alive(child));
 }
 
+// Signals of one kind merge: one SIGCHLD may stand for several exits, or come while others are being handled.
+TEST_F(SupervisorTest, ChildrenThatEndTogetherAreAllNoticed) {
+  for (int round = 0; round < 10; ++round) {
+    std::vector<ChildSpec> children;
+    for (int i = 0; i < 6; ++i) {
+      children.push_back(Shell(absl::StrCat("child", i), 0,
+                               absl::StrCat("trap 'exit 0' TERM; ", kReady, "while :; do sleep 0.01; done")));
+    }
+    Supervisor::Options options;
+    options.policy = FastPolicy();
+    options.policy.drain_timeout = absl::Seconds(5);
+    options.on_all_ready = [](const auto&) { kill(getpid(), SIGTERM); };
+    Supervisor supervisor(options, children);
+    const absl::Time started = Clock::Real().Now();
+    ASSERT_TRUE(supervisor.Run().ok()) << "round " << round;
+    // An exit that went unnoticed is found only when the drain time ends.
+    ASSERT_LT(Clock::Real().Now() - started, options.policy.drain_timeout) << "round " << round;
+  }
+}
+
 // The supervisor runs in a process of its own, is killed with -9, and its children must follow.
 TEST_F(SupervisorTest, NoOrphanSurvivesAKilledSupervisor) {
   // Orphans come to us instead of init, so that they are reaped and their pids really go away.
