@@ -117,7 +117,11 @@ void GenerateCall::OnPrefillEnd(const absl::Status& status) {
   std::lock_guard lock(mu_);
   prefill_running_ = false;
   prefill_context_.reset();
-  if (phase_ != Phase::kFetching) return;
+  if (phase_ != Phase::kFetching) {
+    // Cancelled meanwhile: what was offered after the first RELEASE would be held until its lease ends.
+    ReleasePeer();
+    return;
+  }
   if (!status.ok() || !done_) {
     done_.reset();
     context_.probe->fallback_prefill.Add();

@@ -151,7 +151,6 @@ void PrefillCall::Cancel() {
   {
     std::lock_guard lock(mu_);
     was = phase_;
-    if (was == Phase::kEnded) return;
     End(grpc::Status(grpc::StatusCode::CANCELLED, "the decode worker went away"));
   }
   if (was == Phase::kFetching) context_.fetch->Abort(attempt_id_, request_.attempt());

@@ -258,9 +258,9 @@ void WorkerServer::Shutdown(absl::Duration grace) {
   // Cancels the calls left: each gives its slots back through its own OnCancel.
   impl_->rpc.server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(idle ? 500 : 0));
   impl_->rpc.server->Wait();
-  impl_->engine->Stop();  // its sinks use the reporter
+  impl_->engine->Stop();    // its sinks use the reporter
+  impl_->reporter.reset();  // its thread reads the slot queue's length
   impl_->slots.reset();
-  impl_->reporter.reset();
 }
 
 }  // namespace tidepool

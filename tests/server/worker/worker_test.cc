@@ -373,16 +373,22 @@ TEST_F(WorkerTest, StrangersAndWrongRolesAreRefused) {
 
 TEST_F(WorkerTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
   WorkerServer& worker = StartWorker("both", "w");
-  Answer running;
-  std::thread client([&, request = MakeRequest(Prompt(30, 9), 200)] { running = Ask("w", request); });
-  while (Describe("w").running() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  auto stub = StubOf("w");
+  grpc::ClientContext context;
+  AddClusterToken(context, kToken);
+  SetTimeout(context, absl::Seconds(60));
+  auto reader = stub->Generate(&context, MakeRequest(Prompt(30, 9), 400));
+  v1::WorkerGenerateEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  int tokens = event.tokens_size();
   worker.BeginDrain();
   EXPECT_FALSE(worker.ready());
   EXPECT_EQ(Ask("w", MakeRequest({1, 2}, 2)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  worker.Shutdown(absl::Seconds(60));
-  client.join();
-  EXPECT_TRUE(running.status.ok()) << running.status.error_message();
-  EXPECT_EQ(running.tokens.size(), 200u);
+  std::thread shutdown([&] { worker.Shutdown(absl::Seconds(60)); });
+  while (reader->Read(&event)) tokens += event.tokens_size();
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(tokens, 400);
+  shutdown.join();
 }
 
 TEST(Worker, NamesWhatIsWrongBeforeItListens) {
