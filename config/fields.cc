@@ -374,7 +374,7 @@ std::string FormatField(const Field& field, const Config& config) {
 }
 
 std::string DisplayField(const Field& field, const Config& config) {
-  const std::string text = FormatField(field, config);
+  std::string text = FormatField(field, config);
   if (!field.secret) return text;
   return text.empty() ? "(empty)" : "(set)";
 }
