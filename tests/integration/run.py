@@ -1,0 +1,87 @@
+"""Runs the integration tests and writes what became of each case.
+
+Usage: run.py --results FILE [--filter RE]. FILE: JSON list of {name, result, detail}, result one of passed,
+failed, skipped. Exit code 1 if any failed.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Result(unittest.TextTestResult):
+    """Counts every case once; a case with failed subtests is one failure."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.cases = {}
+
+    def record(self, test, result, detail=""):
+        # The id of a subtest carries its parameters.
+        name = (getattr(test, "test_case", None) or test).id()
+        if self.cases.get(name, {}).get("result") != "failed":
+            self.cases[name] = {"name": name, "result": result, "detail": detail}
+
+    def addSuccess(self, test):
+        super().addSuccess(test)
+        self.record(test, "passed")
+
+    def addFailure(self, test, err):
+        super().addFailure(test, err)
+        self.record(test, "failed", str(err[1]))
+
+    def addError(self, test, err):
+        super().addError(test, err)
+        self.record(test, "failed", str(err[1]))
+
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        if err is not None:
+            self.record(test, "failed", str(err[1]))
+
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason)
+        self.record(test, "skipped", reason)
+
+
+def flatten(suite):
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from flatten(item)
+        else:
+            yield item
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--results", required=True)
+    parser.add_argument("--filter", default="")
+    options = parser.parse_args()
+    sys.path.insert(0, HERE)
+    wanted = re.compile(options.filter)
+    cases = [case for case in flatten(unittest.defaultTestLoader.discover(HERE)) if wanted.search(case.id())]
+    started = time.monotonic()
+    result = unittest.TextTestRunner(verbosity=2, resultclass=Result).run(unittest.TestSuite(cases))
+    print(f"{len(cases)} cases in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    # What a class's set-up failed or skipped stands for each of its cases.
+    out = dict(result.cases)
+    for case in cases:
+        if case.id() in out:
+            continue
+        holder = f"setUpClass ({type(case).__module__}.{type(case).__qualname__})"
+        cause = out.get(holder, {"result": "failed", "detail": "did not run"})
+        out[case.id()] = {"name": case.id(), "result": cause["result"], "detail": cause["detail"]}
+    out = [case for name, case in out.items() if not name.startswith("setUpClass ")]
+    with open(options.results, "w") as file:
+        json.dump(out, file, indent=1)
+    return 1 if any(case["result"] == "failed" for case in out) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

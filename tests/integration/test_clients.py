@@ -1,0 +1,123 @@
+"""Clients of others against the front door: the openai package and grpcio (both from PyPI)."""
+
+import importlib.util
+import unittest
+
+from support import ROOT, ServeCase, completion, chat
+
+
+def needs(package):
+    return unittest.skipUnless(importlib.util.find_spec(package), f"the PyPI package {package} is not installed")
+
+
+@needs("openai")
+class OpenAiClientTest(ServeCase):
+    def client(self):
+        import openai
+
+        return openai.OpenAI(base_url=f"http://{self.serve.http}/v1", api_key="none", timeout=60, max_retries=0)
+
+    def test_chat(self):
+        body = chat(self.model, 1)
+        reply = self.client().chat.completions.create(**body)
+        self.assertTrue(reply.choices[0].message.content)
+        self.assertEqual(reply.usage.total_tokens, reply.usage.prompt_tokens + reply.usage.completion_tokens)
+
+    def test_streamed_chat_equals_the_whole(self):
+        body = chat(self.model, 2)
+        whole = self.client().chat.completions.create(**body).choices[0].message.content
+        chunks = list(self.client().chat.completions.create(**body, stream=True, stream_options={"include_usage": True}))
+        text = "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
+        self.assertEqual(text, whole)
+        self.assertGreater(chunks[-1].usage.completion_tokens, 0)
+
+    def test_completion(self):
+        body = completion(self.model, 3)
+        body["extra_body"] = {"ignore_eos": body.pop("ignore_eos")}
+        reply = self.client().completions.create(**body)
+        self.assertEqual(reply.choices[0].finish_reason, "length")
+        self.assertEqual(reply.usage.completion_tokens, 64)
+
+    def test_models(self):
+        self.assertEqual([model.id for model in self.client().models.list()], [self.model])
+
+    def test_errors_are_the_clients_own_classes(self):
+        import openai
+
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client().chat.completions.create(**chat(self.model, 4, temperature=99))
+        self.assertEqual(caught.exception.param, "temperature")
+        with self.assertRaises(openai.NotFoundError):
+            self.client().chat.completions.create(**chat("no-such-model", 4))
+
+
+@needs("grpc_tools")
+class GrpcClientTest(ServeCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        import importlib
+        import os
+        import sys
+
+        import grpc_tools
+        from grpc_tools import protoc
+
+        include = os.path.join(os.path.dirname(grpc_tools.__file__), "_proto")
+        code = protoc.main(
+            ["protoc", f"-I{ROOT}/proto", f"-I{include}", f"--python_out={cls.serve.dir}"]
+            + [f"--grpc_python_out={cls.serve.dir}", "tidepool/v1/inference.proto"]
+        )
+        assert code == 0
+        sys.path.insert(0, cls.serve.dir)
+        cls.pb = importlib.import_module("tidepool.v1.inference_pb2")
+        cls.rpc = importlib.import_module("tidepool.v1.inference_pb2_grpc")
+
+    def stub(self):
+        import grpc
+
+        channel = grpc.insecure_channel(self.serve.grpc)
+        self.addCleanup(channel.close)
+        return self.rpc.InferenceStub(channel)
+
+    def request(self, seed, **fields):
+        body = completion(self.model, seed)
+        sampling = self.pb.SamplingParams(temperature=0)
+        return self.pb.GenerateRequest(
+            model=self.model, text=body["prompt"], max_tokens=64, ignore_eos=True, sampling=sampling, **fields
+        )
+
+    def test_the_stream_equals_http(self):
+        events = list(self.stub().Generate(self.request(1), timeout=60))
+        whole = self.serve.post_json("/v1/completions", completion(self.model, 1))
+        self.assertEqual("".join(event.text for event in events), whole["choices"][0]["text"])
+        self.assertEqual(events[-1].finish_reason, "length")
+        self.assertEqual(events[-1].usage.completion_tokens, 64)
+
+    def test_bad_requests_have_a_status_code(self):
+        import grpc
+
+        request = self.request(2)
+        request.sampling.temperature = 99
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(self.stub().Generate(request, timeout=60))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertIn("temperature", caught.exception.details())
+
+    def test_models(self):
+        models = self.stub().ListModels(self.pb.ListModelsRequest(), timeout=10).models
+        self.assertEqual([model.id for model in models], [self.model])
+
+    @needs("grpc_reflection")
+    def test_reflection_lists_the_services(self):
+        import grpc
+        from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+        with grpc.insecure_channel(self.serve.grpc) as channel:
+            services = ProtoReflectionDescriptorDatabase(channel).get_services()
+        self.assertIn("tidepool.v1.Inference", services)
+        self.assertIn("grpc.health.v1.Health", services)
+
+
+if __name__ == "__main__":
+    unittest.main()
