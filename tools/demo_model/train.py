@@ -4,10 +4,9 @@
 
 All hyperparameters are the constants below; a seed fixes the text, the
 initial weights and the order.  The model starts near an induction circuit (see
-`llama.py`), because looking facts up takes long to appear by itself on a CPU's
-budget.  The curriculum lengthens the context step by
-step, because looking facts up is learned much faster on short passages and
-then carries over to long ones.
+`llama.py`), because looking facts up takes long to appear by itself.  The
+curriculum lengthens the context step by step, because looking up is learned
+much faster on short passages and then carries over to long ones.
 """
 
 import argparse
