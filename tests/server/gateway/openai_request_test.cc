@@ -123,10 +123,9 @@ TEST(OpenAiRequestTest, PromptsComeInThreeShapes) {
   EXPECT_EQ(std::get<std::vector<int32_t>>(Good(ParseCompletion(R"({"prompt":[[1,2]]})")).input), ids);
   EXPECT_EQ(std::get<std::string>(Good(ParseCompletion(R"({"prompt":""})")).input), "") << "a BOS may follow";
   EXPECT_EQ(Good(ParseCompletion(R"({"prompt":"a"})")).max_tokens, kCompletionTokensDefault);
-  for (const char* bad :
-       {R"({})", R"({"prompt":null})", R"({"prompt":[]})", R"({"prompt":[[]]})",
-        R"({"prompt":["a","b"]})", R"({"prompt":[1,"a"]})", R"({"prompt":[-1]})", R"({"prompt":[1.5]})",
-        R"({"prompt":{}})", R"({"prompt":[[1],[2]]})"}) {
+  for (const char* bad : {R"({})", R"({"prompt":null})", R"({"prompt":[]})", R"({"prompt":[[]]})",
+                          R"({"prompt":["a","b"]})", R"({"prompt":[1,"a"]})", R"({"prompt":[-1]})",
+                          R"({"prompt":[1.5]})", R"({"prompt":{}})", R"({"prompt":[[1],[2]]})"}) {
     const auto parsed = ParseCompletion(bad);
     const auto* error = std::get_if<ApiError>(&parsed);
     ASSERT_NE(error, nullptr) << bad;
