@@ -35,10 +35,15 @@ class BoundedQueue {
     return PopLocked();
   }
 
-  // Waits at most `timeout`; empty on timeout, and when closed and drained.
+  // Waits at most `timeout` (InfiniteDuration: until closed); empty on timeout, and when closed and drained.
   std::optional<T> Pop(absl::Duration timeout) {
     std::unique_lock lock(mu_);
-    ready_.wait_for(lock, absl::ToChronoNanoseconds(timeout), [&] { return closed_ || !items_.empty(); });
+    const auto ready = [&] { return closed_ || !items_.empty(); };
+    if (timeout == absl::InfiniteDuration()) {
+      ready_.wait(lock, ready);  // now + infinity overflows the clock
+    } else {
+      ready_.wait_for(lock, absl::ToChronoNanoseconds(timeout), ready);
+    }
     return PopLocked();
   }
 
