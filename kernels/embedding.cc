@@ -6,8 +6,8 @@
 
 namespace tidepool {
 
-void Embedding(DType table_dtype, const void* table, int64_t hidden, std::span<const int32_t> ids, float* y,
-               ThreadPool& pool) {
+void Embedding(DType table_dtype, const void* table, int64_t hidden, std::span<const int32_t> ids,
+               float scale, float* y, ThreadPool& pool) {
   TP_CHECK(hidden >= 0);
   const int64_t grain = 16384 / (hidden + 1) + 1;
   pool.ParallelFor(static_cast<int64_t>(ids.size()), grain, [&](int64_t begin, int64_t end, int) {
@@ -30,6 +30,8 @@ void Embedding(DType table_dtype, const void* table, int64_t hidden, std::span<c
           break;
         }
       }
+      if (scale == 1.0f) continue;
+      for (int64_t i = 0; i < hidden; ++i) out[i] *= scale;
     }
   });
 }

@@ -38,7 +38,7 @@ struct Call {
   int64_t q_row_stride;
   int heads;
   int group;
-  float scale;
+  const AttentionOptions& options;
   float* out;
   float* lse;  // may be null
   float* partial_out = nullptr;
@@ -46,7 +46,7 @@ struct Call {
 };
 
 absl::Status Check(const BlockLayout& layout, uint32_t layer, std::span<const AttentionSeq> seqs,
-                   int64_t q_row_stride, int heads) {
+                   int64_t q_row_stride, int heads, const AttentionOptions& options) {
   const auto invalid = [](std::string message) {
     return absl::InvalidArgumentError("attention: " + message);
   };
@@ -67,6 +67,10 @@ absl::Status Check(const BlockLayout& layout, uint32_t layer, std::span<const At
     return invalid("q_row_stride is " + std::to_string(q_row_stride) + ", below " + std::to_string(heads) +
                    " heads of " + std::to_string(layout.head_dim));
   }
+  if (options.window < 0 || !(options.softcap >= 0)) {
+    return invalid("window is " + std::to_string(options.window) + " and softcap " +
+                   std::to_string(options.softcap) + "; neither may be below 0");
+  }
   for (size_t i = 0; i < seqs.size(); ++i) {
     const AttentionSeq& s = seqs[i];
     if (s.q_len < 0 || s.q_start < 0 || s.context < s.q_len) {
@@ -86,10 +90,15 @@ absl::Status Check(const BlockLayout& layout, uint32_t layer, std::span<const At
   return absl::OkStatus();
 }
 
+// The first key that a query sees which sees `visible` keys but for its window.
+int32_t FirstKey(const AttentionOptions& options, int32_t visible) {
+  return options.window == 0 ? 0 : std::max(0, visible - options.window);
+}
+
 void RunTask(const Call& call, const Task& task) {
   static const auto run = Cpu().avx512 ? RunAttentionTileAvx512 : RunAttentionTileAvx2;
   thread_local Scratch floats;
-  thread_local std::vector<int32_t> visible;
+  thread_local std::vector<int32_t> visible, start;
 
   const int dim = static_cast<int>(call.layout.head_dim);
   const int rows = (task.q_end - task.q_begin) * call.group;
@@ -123,17 +132,22 @@ void RunTask(const Call& call, const Task& task) {
   t.q = q;
 
   visible.resize(static_cast<size_t>(rows));
+  start.resize(static_cast<size_t>(rows));
   const int first_head = task.kv_head * call.group;
   for (int r = 0; r < rows; ++r) {
     const int query = task.q_begin + r / call.group;
     visible[static_cast<size_t>(r)] = task.seq->context - task.seq->q_len + query + 1;
+    start[static_cast<size_t>(r)] = FirstKey(call.options, visible[static_cast<size_t>(r)]);
     const float* src = call.q + (int64_t{task.seq->q_start} + query) * call.q_row_stride +
                        int64_t{first_head + r % call.group} * dim;
     float* dst = q + static_cast<size_t>(r) * padded_dim;
-    for (int d = 0; d < dim; ++d) dst[d] = src[d] * call.scale;
+    for (int d = 0; d < dim; ++d) dst[d] = src[d] * call.options.scale;
     std::fill(dst + dim, dst + t.padded_dim, 0.0f);
   }
   t.visible = visible.data();
+  // A window longer than the context is none: the cheaper path.
+  t.start = start.back() > 0 ? start.data() : nullptr;
+  t.softcap = call.options.softcap;
   run(t);
 
   for (int r = 0; r < rows; ++r) {
@@ -157,8 +171,9 @@ void RunSplit(Call call, const std::vector<Task>& tasks, int parts, ThreadPool& 
   for (const Task& task : tasks) {
     for (int p = 0; p < parts; ++p) {
       Task piece = task;
-      piece.first_block = static_cast<int>(int64_t{task.end_block} * p / parts);
-      piece.end_block = static_cast<int>(int64_t{task.end_block} * (p + 1) / parts);
+      const int64_t blocks = task.end_block - task.first_block;
+      piece.first_block = task.first_block + static_cast<int>(blocks * p / parts);
+      piece.end_block = task.first_block + static_cast<int>(blocks * (p + 1) / parts);
       piece.partial = rows;
       rows += int64_t{task.q_end - task.q_begin} * call.group;
       pieces.push_back(piece);
@@ -188,12 +203,12 @@ void RunSplit(Call call, const std::vector<Task>& tasks, int parts, ThreadPool& 
 }  // namespace
 
 absl::Status PagedAttention(const BlockLayout& layout, uint32_t layer, std::span<const AttentionSeq> seqs,
-                            const float* q, int64_t q_row_stride, int heads, float scale, float* out,
-                            float* lse, NumericMode mode, ThreadPool& pool) {
-  TP_RETURN_IF_ERROR(Check(layout, layer, seqs, q_row_stride, heads));
+                            const float* q, int64_t q_row_stride, int heads, const AttentionOptions& options,
+                            float* out, float* lse, NumericMode mode, ThreadPool& pool) {
+  TP_RETURN_IF_ERROR(Check(layout, layer, seqs, q_row_stride, heads, options));
   const int kv_heads = static_cast<int>(layout.kv_heads);
   const int block_tokens = static_cast<int>(layout.block_tokens);
-  const Call call{layout, layer, q, q_row_stride, heads, heads / kv_heads, scale, out, lse};
+  const Call call{layout, layer, q, q_row_stride, heads, heads / kv_heads, options, out, lse};
   const int queries_per_task = std::max(1, kRowsPerTask / call.group);
 
   thread_local std::vector<Task> tasks;
@@ -208,7 +223,8 @@ absl::Status PagedAttention(const BlockLayout& layout, uint32_t layer, std::span
         Task task{&seq, h, begin, std::min(begin + queries_per_task, seq.q_len)};
         const int keys = seq.context - seq.q_len + task.q_end;
         task.end_block = (keys + block_tokens - 1) / block_tokens;
-        blocks_min = std::min(blocks_min, task.end_block);
+        task.first_block = FirstKey(options, seq.context - seq.q_len + begin + 1) / block_tokens;
+        blocks_min = std::min(blocks_min, task.end_block - task.first_block);
         tasks.push_back(task);
       }
     }

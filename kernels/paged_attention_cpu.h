@@ -19,7 +19,11 @@ struct AttentionTile {
   int first_block = 0;  // blocks [first_block, end_block) are visited
   int end_block = 0;
   int rows = 0;
-  const int32_t* visible = nullptr;  // [rows] keys that a row sees, counted from key 0; not falling
+  // Keys [start[r], visible[r]) are those that row r sees; neither falls from row to row. start may be null:
+  // all from key 0 on.
+  const int32_t* start = nullptr;    // [rows], start[r] < visible[r]
+  const int32_t* visible = nullptr;  // [rows]
+  float softcap = 0;                 // 0: none
   const float* q = nullptr;          // [rows][padded_dim], scaled already
   // Working memory of one worker, each 64-byte aligned:
   float* k_tile = nullptr;      // [block_tokens rounded up to 16][padded_dim]; any finite or stale contents

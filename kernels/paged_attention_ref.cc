@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -7,8 +8,8 @@
 namespace tidepool {
 
 void PagedAttentionRef(const BlockLayout& layout, uint32_t layer, std::span<const AttentionSeq> seqs,
-                       const float* q, int64_t q_row_stride, int heads, float scale, double* out,
-                       double* lse) {
+                       const float* q, int64_t q_row_stride, int heads, const AttentionOptions& options,
+                       double* out, double* lse) {
   const int dim = static_cast<int>(layout.head_dim);
   const int group = heads / static_cast<int>(layout.kv_heads);
   std::vector<float> row(layout.head_dim);
@@ -24,18 +25,24 @@ void PagedAttentionRef(const BlockLayout& layout, uint32_t layer, std::span<cons
                  token % layout.block_tokens, row.data());
         };
         std::vector<double> s(static_cast<size_t>(keys));
+        const int first = options.window > 0 ? std::max(0, keys - options.window) : 0;
         double max = -INFINITY, sum = 0;
-        for (int j = 0; j < keys; ++j) {
+        for (int j = first; j < keys; ++j) {
           read(false, j);
           double dot = 0;
           for (int d = 0; d < dim; ++d) dot += double{query[d]} * row[static_cast<size_t>(d)];
-          s[static_cast<size_t>(j)] = dot * scale;
-          max = std::max(max, s[static_cast<size_t>(j)]);
+          double& score = s[static_cast<size_t>(j)];
+          score = dot * options.scale;
+          if (options.softcap > 0) score = options.softcap * std::tanh(score / options.softcap);
+          max = std::max(max, score);
         }
-        for (double& v : s) sum += v = std::exp(v - max);
+        for (int j = first; j < keys; ++j) {
+          double& v = s[static_cast<size_t>(j)];
+          sum += v = std::exp(v - max);
+        }
         double* o = out + (int64_t{seq.q_start} + i) * heads * dim + h * dim;
         for (int d = 0; d < dim; ++d) o[d] = 0;
-        for (int j = 0; j < keys; ++j) {
+        for (int j = first; j < keys; ++j) {
           read(true, j);
           for (int d = 0; d < dim; ++d) o[d] += s[static_cast<size_t>(j)] / sum * row[static_cast<size_t>(d)];
         }

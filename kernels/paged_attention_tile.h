@@ -19,6 +19,7 @@ inline constexpr int kRowTile = 2, kKeyTile = 2, kChunkTile = 2, kRowlessKeyTile
 TP_INLINE int RoundUp16(int n) { return (n + 15) / 16 * 16; }
 TP_INLINE F16 Load(const uint16_t* p) { return LoadBf16(p); }
 TP_INLINE int MinInt(int a, int b) { return a < b ? a : b; }
+TP_INLINE int MaxInt(int a, int b) { return a > b ? a : b; }
 
 // Starts loading `bytes` at p into L2: a tile is two short runs far from the last one's, which the
 // hardware's prefetchers do not foresee.
@@ -84,18 +85,33 @@ TP_INLINE void ScoreTile(const float* q, const T* k, int dim, float* scores, int
   }
 }
 
+// The part of one block that some rows see: rows [first_row, end_row) of the tile; the block's keys count
+// from first_key.
+struct BlockRows {
+  int first_row, end_row;
+  int first_key;
+};
+
+// The keys of the block that row r sees, counted inside it: [KeyBegin, KeyEnd).
+TP_INLINE int KeyBegin(const AttentionTile& t, const BlockRows& b, int r) {
+  return t.start == nullptr ? 0 : MaxInt(0, t.start[r] - b.first_key);
+}
+TP_INLINE int KeyEnd(const AttentionTile& t, const BlockRows& b, int r) {
+  return MinInt(t.block_tokens, t.visible[r] - b.first_key);
+}
+
 template <typename T>
-void Scores(const AttentionTile& t, const T* k, int first_row, int keys) {
+void Scores(const AttentionTile& t, const T* k, const BlockRows& b, int keys) {
   const int stride = RoundUp16(t.block_tokens);
-  int r = first_row;
-  // The tile has room for a multiple of 16 keys: what lies past `keys` is computed and then masked.
-  for (; r + kRowTile <= t.rows; r += kRowTile) {
+  int r = b.first_row;
+  // The tile has room for a multiple of 16 keys: what lies outside a row's own is computed and then masked.
+  for (; r + kRowTile <= b.end_row; r += kRowTile) {
     for (int j = 0; j < keys; j += kKeyTile) {
       ScoreTile<kRowTile, kKeyTile>(t.q + r * t.padded_dim, k + j * t.padded_dim, t.padded_dim,
                                     t.scores + r * stride + j, stride);
     }
   }
-  for (; r < t.rows; ++r) {
+  for (; r < b.end_row; ++r) {
     for (int j = 0; j < keys; j += kRowlessKeyTile) {
       ScoreTile<1, kRowlessKeyTile>(t.q + r * t.padded_dim, k + j * t.padded_dim, t.padded_dim,
                                     t.scores + r * stride + j, stride);
@@ -103,11 +119,20 @@ void Scores(const AttentionTile& t, const T* k, int first_row, int keys) {
   }
 }
 
-// Turns a row's scores into weights exp(s - max), and moves its maximum, sum and correction on.
-void SoftmaxRow(const AttentionTile& t, int r, int valid) {
-  const int padded = RoundUp16(valid);
+// Out of the way of rows without a cap.
+__attribute__((noinline)) void CapScores(float* s, int padded, float softcap) {
+  const F16 cap = Set1(softcap);
+  for (int j = 0; j < padded; j += kLanes) Store(s + j, CapLanes(Load(s + j), cap));
+}
+
+// Turns a row's scores of keys [begin, end) into weights exp(s - max), and moves its maximum, sum and
+// correction on.
+void SoftmaxRow(const AttentionTile& t, int r, int begin, int end) {
+  const int padded = RoundUp16(end);
   float* s = t.scores + r * RoundUp16(t.block_tokens);
-  for (int j = valid; j < padded; ++j) s[j] = -INFINITY;
+  if (t.softcap > 0) CapScores(s, padded, t.softcap);
+  for (int j = 0; j < begin; ++j) s[j] = -INFINITY;
+  for (int j = end; j < padded; ++j) s[j] = -INFINITY;
   F16 m = Load(s);
   for (int j = kLanes; j < padded; j += kLanes) m = Max(Load(s + j), m);
   const float tile_max = ReduceMax(m);
@@ -167,38 +192,50 @@ TP_INLINE void ValueRows(const float* weights, int weight_stride, const float* c
   }
 }
 
+// One row alone over keys [begin, end).
 template <typename T>
-void Values(const AttentionTile& t, const T* v, int first_row, int first_key) {
+void ValueRow(const AttentionTile& t, const T* v, int r, const float* correction, int begin, int end) {
+  const int stride = RoundUp16(t.block_tokens), dim = t.padded_dim;
+  ValueRows<1, kRowlessChunkTile>(t.scores + r * stride, stride, correction, v, dim, begin, end,
+                                  t.out + r * dim);
+}
+
+template <typename T>
+void Values(const AttentionTile& t, const T* v, const BlockRows& b) {
   const int stride = RoundUp16(t.block_tokens);
   const int dim = t.padded_dim;
   const float unchanged = 1.0f;
-  int r = first_row;
-  for (; r + kRowTile <= t.rows; r += kRowTile) {
-    // Together as far as the shortest row sees, then each row alone: a masked key is never multiplied in,
-    // because 0 * NaN would not be 0.
-    const int common = MinInt(t.block_tokens, t.visible[r] - first_key);
-    ValueRows<kRowTile, kChunkTile>(t.scores + r * stride, stride, t.correction + r, v, dim, 0, common,
+  int r = b.first_row;
+  for (; r + kRowTile <= b.end_row; r += kRowTile) {
+    // Together over the keys that all of them see, each row alone over its own before and after, in the
+    // order of the keys: a masked key is never multiplied in, because 0 * NaN would not be 0.
+    const int begin = KeyBegin(t, b, r + kRowTile - 1), end = KeyEnd(t, b, r);
+    if (begin > end) {
+      for (int i = r; i < r + kRowTile; ++i) {
+        ValueRow(t, v, i, t.correction + i, KeyBegin(t, b, i), KeyEnd(t, b, i));
+      }
+      continue;
+    }
+    for (int i = r; begin > 0 && i < r + kRowTile - 1; ++i) {
+      if (KeyBegin(t, b, i) == begin) continue;
+      ValueRow(t, v, i, t.correction + i, KeyBegin(t, b, i), begin);
+      t.correction[i] = unchanged;
+    }
+    ValueRows<kRowTile, kChunkTile>(t.scores + r * stride, stride, t.correction + r, v, dim, begin, end,
                                     t.out + r * dim);
     for (int i = r + 1; i < r + kRowTile; ++i) {
-      const int valid = MinInt(t.block_tokens, t.visible[i] - first_key);
-      if (valid == common) continue;
-      ValueRows<1, kRowlessChunkTile>(t.scores + i * stride, stride, &unchanged, v, dim, common, valid,
-                                      t.out + i * dim);
+      if (KeyEnd(t, b, i) != end) ValueRow(t, v, i, &unchanged, end, KeyEnd(t, b, i));
     }
   }
-  for (; r < t.rows; ++r) {
-    const int valid = MinInt(t.block_tokens, t.visible[r] - first_key);
-    ValueRows<1, kRowlessChunkTile>(t.scores + r * stride, stride, t.correction + r, v, dim, 0, valid,
-                                    t.out + r * dim);
-  }
+  for (; r < b.end_row; ++r) ValueRow(t, v, r, t.correction + r, KeyBegin(t, b, r), KeyEnd(t, b, r));
 }
 
 // One block's keys and values, as they are stored or widened.
 template <typename T>
-void RunBlock(const AttentionTile& t, const T* k, const T* v, int first_row, int first_key, int keys) {
-  Scores(t, k, first_row, keys);
-  for (int r = first_row; r < t.rows; ++r) SoftmaxRow(t, r, MinInt(t.block_tokens, t.visible[r] - first_key));
-  Values(t, v, first_row, first_key);
+void RunBlock(const AttentionTile& t, const T* k, const T* v, const BlockRows& b, int keys) {
+  Scores(t, k, b, keys);
+  for (int r = b.first_row; r < b.end_row; ++r) SoftmaxRow(t, r, KeyBegin(t, b, r), KeyEnd(t, b, r));
+  Values(t, v, b);
 }
 
 void RunTile(const AttentionTile& t) {
@@ -216,7 +253,13 @@ void RunTile(const AttentionTile& t) {
     const int first_key = b * t.block_tokens;
     while (first_row < t.rows && t.visible[first_row] <= first_key) ++first_row;
     if (first_row == t.rows) break;
-    const int keys = MinInt(t.block_tokens, t.visible[t.rows - 1] - first_key);
+    int end_row = t.rows;
+    if (t.start != nullptr) {
+      while (end_row > first_row && t.start[end_row - 1] >= first_key + t.block_tokens) --end_row;
+      if (end_row == first_row) continue;
+    }
+    const BlockRows rows{first_row, end_row, first_key};
+    const int keys = KeyEnd(t, rows, end_row - 1);
     if (b + 1 < t.end_block) {
       const size_t bytes = static_cast<size_t>(t.block_tokens) * t.head_dim * (t.bf16 ? 2 : 4);
       Prefetch(t.blocks[b + 1] + t.k_offset, bytes);
@@ -228,13 +271,11 @@ void RunTile(const AttentionTile& t) {
     if (!in_place) {
       WidenTile(t, k, keys, t.k_tile);
       WidenTile(t, v, keys, t.v_tile);
-      RunBlock(t, t.k_tile, t.v_tile, first_row, first_key, keys);
+      RunBlock(t, t.k_tile, t.v_tile, rows, keys);
     } else if (t.bf16) {
-      RunBlock(t, reinterpret_cast<const uint16_t*>(k), reinterpret_cast<const uint16_t*>(v), first_row,
-               first_key, keys);
+      RunBlock(t, reinterpret_cast<const uint16_t*>(k), reinterpret_cast<const uint16_t*>(v), rows, keys);
     } else {
-      RunBlock(t, reinterpret_cast<const float*>(k), reinterpret_cast<const float*>(v), first_row, first_key,
-               keys);
+      RunBlock(t, reinterpret_cast<const float*>(k), reinterpret_cast<const float*>(v), rows, keys);
     }
   }
   for (int r = 0; r < t.rows; ++r) {

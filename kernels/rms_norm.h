@@ -13,6 +13,12 @@ namespace tidepool {
 void RmsNorm(const float* x, const float* w, int64_t rows, int64_t hidden, float eps, float* y,
              ThreadPool& pool);
 
+// RmsNormHeads: RmsNorm of each head in place: x[t,h,:] for t < rows, h < heads, over its head_dim elements,
+// with one w: [head_dim] for all. Row t starts at x + t * row_stride (elements; >= heads * head_dim), heads
+// are dense inside a row: q or k of a fused q|k|v buffer.
+void RmsNormHeads(float* x, int64_t row_stride, int64_t rows, int64_t heads, const float* w, int64_t head_dim,
+                  float eps, ThreadPool& pool);
+
 // The obvious loops in double.
 void RmsNormRef(const float* x, const float* w, int64_t rows, int64_t hidden, float eps, double* y);
 

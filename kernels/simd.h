@@ -45,6 +45,15 @@ TP_INLINE F16 Pow2(F16 n) {
 TP_INLINE F16 ZeroWhereLess(F16 a, F16 b, F16 x) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
 }
+// a < b ? x : y
+TP_INLINE F16 SelectLess(F16 a, F16 b, F16 x, F16 y) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+}
+TP_INLINE F16 Abs(F16 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+// |a| with the sign of s.
+TP_INLINE F16 CopySign(F16 a, F16 s) {
+  return {_mm512_or_ps(Abs(a).v, _mm512_and_ps(_mm512_set1_ps(-0.0f), s.v))};
+}
 TP_INLINE F16 LoadBf16(const uint16_t* p) {
   const __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(w, 16))};
@@ -88,6 +97,19 @@ TP_INLINE F16 Pow2(F16 n) { return {Pow2Half(n.lo), Pow2Half(n.hi)}; }
 TP_INLINE F16 ZeroWhereLess(F16 a, F16 b, F16 x) {
   return {_mm256_and_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_NLT_UQ), x.lo),
           _mm256_and_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ), x.hi)};
+}
+TP_INLINE F16 SelectLess(F16 a, F16 b, F16 x, F16 y) {
+  return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
+          _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
+}
+TP_INLINE F16 Abs(F16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+TP_INLINE F16 CopySign(F16 a, F16 s) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  const F16 b = Abs(a);
+  return {_mm256_or_ps(b.lo, _mm256_and_ps(sign, s.lo)), _mm256_or_ps(b.hi, _mm256_and_ps(sign, s.hi))};
 }
 TP_INLINE __m256 LoadBf16Half(const uint16_t* p) {
   const __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -144,6 +166,23 @@ TP_INLINE F16 Exp(F16 x) {
   p = Add(Fma(p, Mul(r, r), r), Set1(1.0f));
   return ZeroWhereLess(x, lowest, Mul(p, Pow2(n)));
 }
+
+// tanh x, relative error about 3 ulp, NaN stays NaN: Cephes' polynomial near zero, where 1 - 2/(e^2x + 1)
+// would cancel.
+TP_INLINE F16 Tanh(F16 x) {
+  const F16 a = Abs(x), z = Mul(x, x), one = Set1(1.0f);
+  F16 p = Set1(-5.70498872745e-3f);
+  p = Fma(p, z, Set1(2.06390887954e-2f));
+  p = Fma(p, z, Set1(-5.37397155531e-2f));
+  p = Fma(p, z, Set1(1.33314422036e-1f));
+  p = Fma(p, z, Set1(-3.33332819422e-1f));
+  const F16 near_zero = Fma(Mul(p, z), x, x);
+  const F16 far = Sub(one, Div(Set1(2.0f), Add(Exp(Add(a, a)), one)));
+  return SelectLess(a, Set1(0.625f), near_zero, CopySign(far, x));
+}
+
+// cap * tanh(x / cap)
+TP_INLINE F16 CapLanes(F16 x, F16 cap) { return Mul(cap, Tanh(Div(x, cap))); }
 
 }  // namespace
 }  // namespace tidepool

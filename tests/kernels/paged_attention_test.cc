@@ -55,14 +55,20 @@ struct Result {
   std::vector<float> out, lse;
 };
 
+AttentionOptions ScaledFor(const BlockLayout& layout, int32_t window = 0, float softcap = 0) {
+  return {
+      .scale = 1.0f / std::sqrt(static_cast<float>(layout.head_dim)), .window = window, .softcap = softcap};
+}
+
 Result Attend(const BlockLayout& layout, std::span<const AttentionSeq> seqs, const std::vector<float>& q,
-              int heads, int64_t rows, NumericMode mode, ThreadPool& pool) {
+              int heads, int64_t rows, NumericMode mode, ThreadPool& pool, int32_t window = 0,
+              float softcap = 0) {
   const int64_t width = heads * int64_t{layout.head_dim};
   Result r{std::vector<float>(static_cast<size_t>(rows * width)),
            std::vector<float>(static_cast<size_t>(rows * heads))};
-  const absl::Status status = PagedAttention(layout, kLayer, seqs, q.data(), width, heads,
-                                             1.0f / std::sqrt(static_cast<float>(layout.head_dim)),
-                                             r.out.data(), r.lse.data(), mode, pool);
+  const absl::Status status =
+      PagedAttention(layout, kLayer, seqs, q.data(), width, heads, ScaledFor(layout, window, softcap),
+                     r.out.data(), r.lse.data(), mode, pool);
   EXPECT_TRUE(status.ok()) << status;
   return r;
 }
@@ -88,8 +94,8 @@ TEST(PagedAttention, MatchesReferenceForMixedBatchesAndOddShapes) {
           const std::vector<float> q = RandomFloats(rows * width, seed++, 3.0f);
           std::vector<double> want(static_cast<size_t>(rows * width)),
               want_lse(static_cast<size_t>(rows * heads));
-          PagedAttentionRef(layout, kLayer, seqs, q.data(), width, heads,
-                            1.0f / std::sqrt(static_cast<float>(dim)), want.data(), want_lse.data());
+          PagedAttentionRef(layout, kLayer, seqs, q.data(), width, heads, ScaledFor(layout), want.data(),
+                            want_lse.data());
           const Result got = Attend(layout, seqs, q, heads, rows, NumericMode::kFast, pool);
           SCOPED_TRACE(testing::Message() << layout.ToString() << " group " << group);
           ExpectNear(got.out, want, 1e-5, 0);
@@ -163,6 +169,104 @@ TEST(PagedAttention, FastModeSplitsALongDecodeContextWithinTolerance) {
   EXPECT_TRUE(SameBits(single.out.data(), whole.out.data(), static_cast<int64_t>(whole.out.size())));
 }
 
+TEST(PagedAttention, WindowsAndSoftCapsMatchReference) {
+  ThreadPool pool(2);
+  uint64_t seed = 100;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const uint32_t dim : {8u, 20u, 64u}) {
+      for (const int group : {1, 3}) {
+        for (const uint32_t block_tokens : {5u, 16u, 32u}) {
+          for (const int32_t window : {0, 1, 2, 7, 16, 33, 99, 100, 4000}) {
+            for (const float softcap : {0.0f, 2.0f}) {
+              const BlockLayout layout = Layout(2, dim, block_tokens, dtype);
+              const int heads = 2 * group;
+              Kv kv(layout, seed++);
+              const std::vector<AttentionSeq> seqs = {kv.Add(1, 0, 1), kv.Add(70, 1, 1), kv.Add(41, 2, 41),
+                                                      kv.Add(100, 43, 40)};
+              const int64_t rows = 83, width = heads * int64_t{dim};
+              const std::vector<float> q = RandomFloats(rows * width, seed++, 3.0f);
+              std::vector<double> want(static_cast<size_t>(rows * width)),
+                  want_lse(static_cast<size_t>(rows * heads));
+              PagedAttentionRef(layout, kLayer, seqs, q.data(), width, heads,
+                                ScaledFor(layout, window, softcap), want.data(), want_lse.data());
+              const Result got =
+                  Attend(layout, seqs, q, heads, rows, NumericMode::kFast, pool, window, softcap);
+              SCOPED_TRACE(testing::Message() << layout.ToString() << " group " << group << " window "
+                                              << window << " cap " << softcap);
+              ExpectNear(got.out, want, 1e-5, 0);
+              ExpectNear(got.lse, want_lse, 1e-5, 1e-6);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(PagedAttention, WindowedQueryBitsDoNotDependOnChunkingBatchOrThreads) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const int32_t window : {1, 3, 40, 64, 290}) {
+      const BlockLayout layout = Layout(2, 40, 32, dtype);
+      const int heads = 6;
+      const int32_t context = 300;
+      const int64_t width = heads * 40;
+      Kv kv(layout, 17);
+      const AttentionSeq whole = kv.Add(context, 0, context), other = kv.Add(90, context, 1);
+      const std::vector<float> q = RandomFloats((context + 1) * width, 18, 2.0f);
+      ThreadPool one(1), three(3);
+      const std::vector<AttentionSeq> together = {other, whole};
+      const Result want =
+          Attend(layout, together, q, heads, context + 1, NumericMode::kBatchInvariant, three, window, 5.0f);
+      for (const int32_t chunk : {1, 2, 7, 33, 150}) {
+        for (int32_t begin = 0; begin < context; begin += chunk) {
+          const int32_t rows = std::min(chunk, context - begin);
+          const AttentionSeq part{whole.blocks, begin + rows, 0, rows};
+          const std::vector<float> part_q(q.begin() + begin * width, q.begin() + (begin + rows) * width);
+          const Result got = Attend(layout, std::span(&part, 1), part_q, heads, rows,
+                                    NumericMode::kBatchInvariant, chunk == 7 ? three : one, window, 5.0f);
+          ASSERT_TRUE(SameBits(got.out.data(), want.out.data() + begin * width, rows * width))
+              << "chunk " << chunk << " at " << begin << " window " << window;
+          ASSERT_TRUE(
+              SameBits(got.lse.data(), want.lse.data() + int64_t{begin} * heads, int64_t{rows} * heads));
+        }
+      }
+    }
+  }
+}
+
+TEST(PagedAttention, KeysBeforeTheWindowAreNotReadAndAWideWindowIsNone) {
+  const BlockLayout layout = Layout(1, 64, 32, DType::kF32);
+  Kv kv(layout, 31);
+  const AttentionSeq seq = kv.Add(100, 0, 3);
+  const std::vector<float> q = RandomFloats(3 * 2 * 64, 32);
+  ThreadPool pool(1);
+  const Result all = Attend(layout, std::span(&seq, 1), q, 2, 3, NumericMode::kBatchInvariant, pool);
+  const Result wide = Attend(layout, std::span(&seq, 1), q, 2, 3, NumericMode::kBatchInvariant, pool, 100);
+  EXPECT_EQ(all.out, wide.out);
+  const Result before = Attend(layout, std::span(&seq, 1), q, 2, 3, NumericMode::kBatchInvariant, pool, 10);
+  // Ruins everything before key 88, the first that any query sees: blocks 0 and 1 and part of block 2.
+  for (uint32_t key = 0; key < 88; ++key) {
+    for (const bool v : {false, true}) {
+      std::byte* at = const_cast<std::byte*>(seq.blocks[key / 32]) + layout.Offset(kLayer, v, 0, key % 32);
+      std::memset(at, 0xff, 64 * sizeof(float));
+    }
+  }
+  const Result after = Attend(layout, std::span(&seq, 1), q, 2, 3, NumericMode::kBatchInvariant, pool, 10);
+  EXPECT_TRUE(SameBits(before.out.data(), after.out.data(), static_cast<int64_t>(after.out.size())));
+}
+
+TEST(PagedAttention, FastModeSplitsAWindowTooWithinTolerance) {
+  const BlockLayout layout = Layout(1, 64, 32, DType::kBF16);
+  Kv kv(layout, 5);
+  const std::vector<AttentionSeq> seqs = {kv.Add(2000, 0, 1)};
+  const std::vector<float> q = RandomFloats(4 * 64, 6, 2.0f);
+  ThreadPool three(3);
+  const Result whole = Attend(layout, seqs, q, 4, 1, NumericMode::kBatchInvariant, three, 999);
+  const Result split = Attend(layout, seqs, q, 4, 1, NumericMode::kFast, three, 999);
+  for (size_t i = 0; i < whole.out.size(); ++i) EXPECT_NEAR(split.out[i], whole.out[i], 1e-6);
+  EXPECT_FALSE(SameBits(split.out.data(), whole.out.data(), static_cast<int64_t>(whole.out.size())));
+}
+
 TEST(PagedAttention, LargeScoresStayFinite) {
   const BlockLayout layout = Layout(1, 16, 32, DType::kF32);
   Kv kv(layout, 7);
@@ -170,7 +274,7 @@ TEST(PagedAttention, LargeScoresStayFinite) {
   const std::vector<float> q = RandomFloats(3 * 16, 8, 1e4f);
   ThreadPool pool(1);
   std::vector<double> want(3 * 16), want_lse(3);
-  PagedAttentionRef(layout, kLayer, seqs, q.data(), 16, 1, 0.25f, want.data(), want_lse.data());
+  PagedAttentionRef(layout, kLayer, seqs, q.data(), 16, 1, ScaledFor(layout), want.data(), want_lse.data());
   const Result got = Attend(layout, seqs, q, 1, 3, NumericMode::kFast, pool);
   // Scores of about 1e4 carry an error of 1e4 * 2^-24 * a few in the exponent.
   ExpectNear(got.out, want, 2e-2, 0);
@@ -185,7 +289,7 @@ TEST(PagedAttention, ReadsQueriesFromAFusedBufferAndLseMayBeNull) {
   std::vector<float> fused(5 * 50, 99.0f), out(5 * 32);
   for (size_t r = 0; r < 5; ++r) std::memcpy(&fused[r * 50], &q[r * 32], 32 * sizeof(float));
   ThreadPool pool(1);
-  ASSERT_TRUE(PagedAttention(layout, kLayer, seqs, fused.data(), 50, 4, 1.0f / std::sqrt(8.0f), out.data(),
+  ASSERT_TRUE(PagedAttention(layout, kLayer, seqs, fused.data(), 50, 4, ScaledFor(layout), out.data(),
                              nullptr, NumericMode::kFast, pool)
                   .ok());
   const Result want = Attend(layout, seqs, q, 4, 5, NumericMode::kFast, pool);
@@ -199,7 +303,7 @@ TEST(PagedAttention, RefusesBadArguments) {
   std::vector<float> q(2 * 32), out(2 * 32);
   ThreadPool pool(1);
   const auto code = [&](BlockLayout l, uint32_t layer, AttentionSeq seq, int64_t stride, int heads) {
-    return PagedAttention(l, layer, std::span(&seq, 1), q.data(), stride, heads, 1.0f, out.data(), nullptr,
+    return PagedAttention(l, layer, std::span(&seq, 1), q.data(), stride, heads, {}, out.data(), nullptr,
                           NumericMode::kFast, pool)
         .code();
   };
@@ -217,11 +321,18 @@ TEST(PagedAttention, RefusesBadArguments) {
   bad = good;
   bad.blocks = holes;
   EXPECT_EQ(code(layout, 0, bad, 32, 4), absl::StatusCode::kInvalidArgument);
+  for (const AttentionOptions& options :
+       {AttentionOptions{.window = -1}, AttentionOptions{.softcap = -1}, AttentionOptions{.softcap = NAN}}) {
+    EXPECT_EQ(PagedAttention(layout, 0, std::span(&good, 1), q.data(), 32, 4, options, out.data(), nullptr,
+                             NumericMode::kFast, pool)
+                  .code(),
+              absl::StatusCode::kInvalidArgument);
+  }
   BlockLayout half = layout;
   half.dtype = DType::kF16;
   EXPECT_EQ(code(half, 0, good, 32, 4), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(
-      PagedAttention(layout, 0, {}, nullptr, 32, 4, 1.0f, nullptr, nullptr, NumericMode::kFast, pool).ok());
+      PagedAttention(layout, 0, {}, nullptr, 32, 4, {}, nullptr, nullptr, NumericMode::kFast, pool).ok());
 }
 
 TEST(PagedAttention, Avx2AndAvx512AgreeBitForBit) {
@@ -232,9 +343,10 @@ TEST(PagedAttention, Avx2AndAvx512AgreeBitForBit) {
     const int rows = 13;
     const AttentionSeq seq = kv.Add(77, 0, rows);
     const std::vector<float> q = RandomFloats(rows * dim, 22);
-    std::vector<int32_t> visible;
+    std::vector<int32_t> visible, start;
     for (int r = 0; r < rows; ++r) visible.push_back(77 - rows + r + 1);
-    const auto run = [&](void (*kernel)(const AttentionTile&)) {
+    for (int r = 0; r < rows; ++r) start.push_back(visible[r] - 35);
+    const auto run = [&](void (*kernel)(const AttentionTile&), bool window) {
       const size_t d = static_cast<size_t>(dim);
       std::vector<float> k(32 * d), v(32 * d), scores(rows * 32), correction(rows), max(rows), sum(rows),
           out(rows * d), lse(rows);
@@ -247,6 +359,10 @@ TEST(PagedAttention, Avx2AndAvx512AgreeBitForBit) {
       t.end_block = 3;
       t.rows = rows;
       t.visible = visible.data();
+      if (window) {
+        t.start = start.data();
+        t.softcap = 1.5f;
+      }
       t.q = q.data();
       t.k_tile = k.data();
       t.v_tile = v.data();
@@ -260,7 +376,9 @@ TEST(PagedAttention, Avx2AndAvx512AgreeBitForBit) {
       out.insert(out.end(), lse.begin(), lse.end());
       return out;
     };
-    EXPECT_EQ(run(RunAttentionTileAvx2), run(RunAttentionTileAvx512)) << "dim " << dim;
+    for (const bool window : {false, true}) {
+      EXPECT_EQ(run(RunAttentionTileAvx2, window), run(RunAttentionTileAvx512, window)) << "dim " << dim;
+    }
   }
 }
 

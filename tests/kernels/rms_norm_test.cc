@@ -32,6 +32,25 @@ TEST(RmsNorm, WorksInPlaceAndRowsDoNotDependOnTheBatch) {
   }
 }
 
+TEST(RmsNormHeads, NormsEachHeadOfAFusedRowAndLeavesTheRest) {
+  ThreadPool pool(2);
+  for (const int64_t dim : {2, 8, 20, 128}) {
+    const int64_t rows = 40, heads = 3, stride = heads * dim + 7;
+    const std::vector<float> w = RandomFloats(dim, 2);
+    std::vector<float> x = RandomFloats(rows * stride, 1, 3.0f), before = x;
+    RmsNormHeads(x.data(), stride, rows, heads, w.data(), dim, 1e-6f, pool);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t h = 0; h < heads; ++h) {
+        const int64_t at = r * stride + h * dim;
+        std::vector<double> want(static_cast<size_t>(dim));
+        RmsNormRef(&before[at], w.data(), 1, dim, 1e-6f, want.data());
+        ExpectNear({x.begin() + at, x.begin() + at + dim}, want, 1e-7, 1e-5);
+      }
+      ASSERT_TRUE(SameBits(&x[r * stride + heads * dim], &before[r * stride + heads * dim], 7));
+    }
+  }
+}
+
 TEST(RmsNorm, ZeroRowStaysFinite) {
   ThreadPool pool(1);
   std::vector<float> x(32, 0.0f), w(32, 1.0f);
