@@ -21,19 +21,39 @@ void HashContents(Sha256& sha, std::span<const std::byte> data, bool whole) {
   }
 }
 
+void HashDouble(Sha256& sha, double v) { sha.UpdateU64(std::bit_cast<uint64_t>(v)); }
+
+void HashSpec(Sha256& sha, const ModelSpec& spec, uint32_t max_model_len) {
+  sha.UpdateField(spec.architecture->name);
+  for (uint64_t v : {spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate,
+                     spec.vocab, uint32_t{spec.tie_embeddings}, uint32_t{spec.qkv_bias},
+                     uint32_t{spec.o_bias}, uint32_t{spec.mlp_bias}}) {
+    sha.UpdateU64(v);
+  }
+  for (double v : {spec.rms_eps, spec.attention_scale, spec.attention_softcap, spec.final_softcap}) {
+    HashDouble(sha, v);
+  }
+  for (const LayerSpec& l : spec.layer_specs) {
+    for (uint64_t v : {l.window, l.rope, l.intermediate, l.experts, l.experts_per_token,
+                       uint32_t{l.renormalise_experts}}) {
+      sha.UpdateU64(v);
+    }
+  }
+  sha.UpdateU64(spec.ropes.size());
+  for (const RopeSpec& r : spec.ropes) {
+    HashDouble(sha, r.attention_factor);
+    sha.UpdateU64(r.rotary_dim);
+    for (const float f : RopeFrequencies(r, max_model_len)) sha.UpdateU64(std::bit_cast<uint32_t>(f));
+  }
+}
+
 }  // namespace
 
 std::string ModelFingerprint(const ModelSpec& spec, std::string_view tokenizer_digest, DType compute_dtype,
-                             const Checkpoint& checkpoint) {
+                             const Checkpoint& checkpoint, uint32_t max_model_len) {
   Sha256 sha;
-  sha.UpdateField("tidepool model fingerprint 1");
-  sha.UpdateField(spec.architecture->name);
-  for (uint64_t v : {spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate,
-                     spec.vocab, uint32_t{spec.tie_embeddings}}) {
-    sha.UpdateU64(v);
-  }
-  sha.UpdateU64(std::bit_cast<uint64_t>(spec.rms_eps));
-  sha.UpdateU64(std::bit_cast<uint64_t>(spec.rope_theta));
+  sha.UpdateField("tidepool model fingerprint 2");
+  HashSpec(sha, spec, max_model_len);
   sha.UpdateField(tokenizer_digest);
   sha.UpdateField(DTypeName(compute_dtype));
 

@@ -1,8 +1,6 @@
 #include "server/model/json_reader.h"
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <set>
 #include <vector>
 
@@ -69,23 +67,6 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view
   } catch (const json::exception& e) {
     return absl::InvalidArgumentError(absl::StrCat(std::string(where), ": ", e.what()));
   }
-}
-
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path, uint64_t bytes_max) {
-  std::error_code ec;
-  if (!std::filesystem::exists(path, ec)) return absl::NotFoundError(absl::StrCat(path, ": no such file"));
-  const uint64_t size = std::filesystem::file_size(path, ec);
-  if (ec) return absl::UnavailableError(absl::StrCat(path, ": ", ec.message()));
-  if (size > bytes_max) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", size, " bytes; at most ", bytes_max, " are read"));
-  }
-  std::ifstream in(path, std::ios::binary);
-  std::string out(size, '\0');
-  if (!in.read(out.data(), static_cast<std::streamsize>(size))) {
-    return absl::UnavailableError(absl::StrCat(path, ": cannot be read"));
-  }
-  return out;
 }
 
 std::string JsonForMessage(const nlohmann::json& value) {

@@ -7,15 +7,13 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "base/small_file.h"
 
 namespace tidepool {
 
 // Parses JSON from outside. `where` (a file name) starts every message. InvalidArgument: malformed, nested
 // deeper than 64, or a key twice in one object (nlohmann would keep the last and say nothing).
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view where);
-
-// Reads a whole file. NotFound: absent. InvalidArgument: larger than `bytes_max`. Unavailable: unreadable.
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path, uint64_t bytes_max);
 
 // JsonFields: checked access to the fields of one object (View; borrows the object). Errors are
 // InvalidArgument and name file, field, value and range.

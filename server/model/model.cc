@@ -18,12 +18,25 @@ std::string ServedModelName(const ModelConfig& config) {
 
 absl::StatusOr<uint32_t> EffectiveMaxModelLen(const ModelConfig& config, const ModelSpec& spec) {
   if (config.max_model_len == 0) return spec.max_positions;
-  if (config.max_model_len > spec.max_positions) {
-    return absl::InvalidArgumentError(absl::StrCat("model.max_model_len is ", config.max_model_len,
-                                                   "; the model was made for at most ", spec.max_positions,
-                                                   " (max_position_embeddings)"));
+  if (config.max_model_len > spec.max_positions_scaled) {
+    const bool scaled = spec.max_positions_scaled > spec.max_positions;
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.max_model_len is ", config.max_model_len, "; the model was made for at most ",
+                     spec.max_positions_scaled,
+                     scaled ? " (max_position_embeddings with the factor of its scaled RoPE)"
+                            : " (max_position_embeddings)"));
   }
   return config.max_model_len;
+}
+
+absl::Status CheckModel(const ModelConfig& config) {
+  auto check = [&]() -> absl::Status {
+    TP_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(config.path));
+    TP_RETURN_IF_ERROR(EffectiveMaxModelLen(config, spec).status());
+    TP_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(config.path));
+    return CheckTensors(checkpoint, spec);
+  };
+  return Annotate(check(), absl::StrCat("model ", config.path));
 }
 
 absl::StatusOr<std::shared_ptr<const Model>> LoadModel(const ModelConfig& config,
@@ -35,7 +48,7 @@ absl::StatusOr<std::shared_ptr<const Model>> LoadModel(const ModelConfig& config
     TP_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(config.path));
     TP_ASSIGN_OR_RETURN(const DType dtype, ComputeDType(config.dtype, spec, checkpoint));
     TP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(checkpoint, spec, dtype, progress));
-    std::string fingerprint = ModelFingerprint(spec, tokenizer_digest, dtype, checkpoint);
+    std::string fingerprint = ModelFingerprint(spec, tokenizer_digest, dtype, checkpoint, max_model_len);
     TP_ASSIGN_OR_RETURN(Transformer transformer,
                         Transformer::Create(spec, std::move(weights), max_model_len));
     return std::make_shared<const Model>(Model{.name = ServedModelName(config),

@@ -27,8 +27,13 @@ struct Model {
 // The name under which a model is served: config.name, else the last component of config.path.
 std::string ServedModelName(const ModelConfig& config);
 
-// config.max_model_len checked against the model's own limit (which 0 stands for).
+// config.max_model_len checked against the model's limit, which is spec.max_positions_scaled. 0 stands for
+// spec.max_positions: whether a scaled RoPE was meant to reach further, and is any good there, configs do
+// not say reliably; who wants more asks for it.
 absl::StatusOr<uint32_t> EffectiveMaxModelLen(const ModelConfig& config, const ModelSpec& spec);
+
+// What LoadModel would refuse, as far as config files and the weights' headers tell: takes milliseconds.
+absl::Status CheckModel(const ModelConfig& config);
 
 // Loads config.path: spec, weights, fingerprint. `tokenizer_digest` is Tokenizer::Digest() (see
 // fingerprint.h). `progress` may be empty. Takes as long as reading the checkpoint; errors are those of

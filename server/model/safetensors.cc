@@ -1,8 +1,6 @@
 #include "server/model/safetensors.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/small_file.h"
 #include "base/status.h"
 #include "server/model/json_reader.h"
 
@@ -97,22 +96,32 @@ absl::StatusOr<TensorView> ReadEntry(const std::string& file, std::string_view n
   return out;
 }
 
-absl::Status CheckNoOverlap(const std::string& file,
-                            const std::vector<std::pair<std::span<const std::byte>, std::string>>& ranges) {
-  auto sorted = ranges;
-  std::sort(sorted.begin(), sorted.end(),
-            [](const auto& a, const auto& b) { return a.first.data() < b.first.data(); });
-  const std::byte* end = nullptr;
+// The tensors fill the data from its first byte to its last, as the reference implementation demands: a hole
+// could carry anything, and overlapping tensors are no checkpoint's.
+absl::Status CheckCover(const std::string& file,
+                        std::vector<std::pair<std::span<const std::byte>, std::string>> ranges,
+                        std::span<const std::byte> data) {
+  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.first.data(), a.first.size()) < std::pair(b.first.data(), b.first.size());
+  });
+  const std::byte* end = data.data();
   std::string_view last;
-  for (const auto& [range, name] : sorted) {
-    if (range.empty()) continue;
-    if (end != nullptr && range.data() < end) {
-      return Bad(file, name, absl::StrCat("overlaps tensor ", Quoted(last)));
+  for (const auto& [range, name] : ranges) {
+    if (range.data() < end) return Bad(file, name, absl::StrCat("overlaps tensor ", Quoted(last)));
+    if (range.data() > end) {
+      return Bad(
+          file, name,
+          absl::StrCat("a hole of ", range.data() - end, " bytes lies before it, which no tensor has"));
     }
     end = range.data() + range.size();
     last = name;
   }
-  return absl::OkStatus();
+  const int64_t rest = data.data() + data.size() - end;
+  if (rest == 0) return absl::OkStatus();
+  if (ranges.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(file, ": ", rest, " bytes of data, but no tensor"));
+  }
+  return Bad(file, last, absl::StrCat(rest, " bytes follow it, the last, which no tensor has"));
 }
 
 }  // namespace
@@ -129,29 +138,18 @@ absl::StatusOr<DType> TensorView::dtype() const {
 class Checkpoint::Mapping {
  public:
   static absl::StatusOr<std::shared_ptr<const Mapping>> Open(const std::string& path) {
-    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-      const std::string message = absl::StrCat(path, ": ", std::strerror(errno));
-      return errno == ENOENT ? absl::NotFoundError(message) : absl::UnavailableError(message);
-    }
-    struct stat st {};
-    void* p = MAP_FAILED;
-    const bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-    if (regular && st.st_size > 0) {
-      p = mmap(nullptr, static_cast<size_t>(st.st_size), PROT_READ, MAP_PRIVATE, fd, 0);
-    }
+    uint64_t size = 0;
+    TP_ASSIGN_OR_RETURN(const int fd, OpenRegularFile(path, size));
+    void* p = size < 8 ? MAP_FAILED : mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
     const int error = errno;
     close(fd);
-    if (!regular) return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-    if (st.st_size < 8) {
-      return absl::DataLossError(
-          absl::StrCat(path, ": ", st.st_size, " bytes; a safetensors file has at least 8"));
+    if (size < 8) {
+      return absl::DataLossError(absl::StrCat(path, ": ", size, " bytes; a safetensors file has at least 8"));
     }
     if (p == MAP_FAILED) {
       return absl::ResourceExhaustedError(absl::StrCat(path, ": cannot be mapped: ", std::strerror(error)));
     }
-    return std::shared_ptr<const Mapping>(
-        new Mapping(static_cast<const std::byte*>(p), static_cast<size_t>(st.st_size)));
+    return std::shared_ptr<const Mapping>(new Mapping(static_cast<const std::byte*>(p), size));
   }
   ~Mapping() { munmap(const_cast<std::byte*>(data_), size_); }
   Mapping(const Mapping&) = delete;
@@ -187,10 +185,11 @@ absl::Status Checkpoint::AddFile(const std::string& file,
 
   auto name_holder = std::make_shared<const std::string>(file);
   file_names_[file] = name_holder;
+  const std::span<const std::byte> data = bytes.subspan(8 + header_bytes);
   std::vector<std::pair<std::span<const std::byte>, std::string>> ranges;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
-    TP_ASSIGN_OR_RETURN(TensorView view, ReadEntry(file, name, entry, bytes.subspan(8 + header_bytes)));
+    TP_ASSIGN_OR_RETURN(TensorView view, ReadEntry(file, name, entry, data));
     view.file = *name_holder;
     ranges.emplace_back(view.data, name);
     // Of a shard, only what the index places there: a stray copy elsewhere is not an error.
@@ -200,7 +199,7 @@ absl::Status Checkpoint::AddFile(const std::string& file,
     }
     tensors_.emplace(name, std::move(view));
   }
-  TP_RETURN_IF_ERROR(CheckNoOverlap(file, ranges));
+  TP_RETURN_IF_ERROR(CheckCover(file, std::move(ranges), data));
   mappings_.push_back(std::move(mapping));
   return absl::OkStatus();
 }

@@ -38,8 +38,9 @@ class Checkpoint {
   static constexpr uint64_t kHeaderBytesMax = 100'000'000;
 
   // NotFound: no checkpoint here, or a shard is missing. InvalidArgument: malformed (header length, JSON,
-  // dtype, shape or offsets that disagree with each other or with the file's size, overlapping tensors);
-  // the message names file and tensor. DataLoss: the file ends before a tensor does.
+  // dtype, shape or offsets that disagree with each other or with the file's size, tensors that overlap or
+  // leave bytes between or after them); the message names file and tensor. DataLoss: the file ends before a
+  // tensor does.
   static absl::StatusOr<Checkpoint> Open(const std::string& dir);
 
   // NotFound names the tensor and the files searched.

@@ -53,22 +53,30 @@ class Workspace {
   float* norm_;     // [T, hidden] normalised, then the output of o and down
   float* qkv_;      // [T, (heads + 2 kv_heads) * head_dim]
   float* attn_;     // [T, heads * head_dim]
-  float* gate_up_;  // [T, 2 * intermediate]
+  float* gate_up_;  // [T, 2 * intermediate], of the widest layer
   float* act_;      // [T, intermediate]
   float* rows_;     // [R, hidden] gathered for the head
+  // Of sparse layers, K experts a token:
+  float* router_;                                   // [T, experts]
+  float* weights_;                                  // [T, K]
+  float* expert_in_;                                // [T * K, hidden]
+  float* expert_out_;                               // [T * K, hidden]
+  std::vector<int32_t> expert_ids_, expert_place_;  // [T, K]
+  std::vector<int32_t> expert_offsets_;             // [experts + 1]
   std::vector<KvSlot> slots_;
   std::vector<AttentionSeq> attention_;
 };
 
-// Transformer: a decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and a
-// gated SiLU MLP (the Llama family; arXiv:2302.13971), computing over paged KV on the CPU. Immutable and
-// thread-safe; movable.
+// Transformer: a decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and gated
+// feed-forward blocks, dense or sparse, computing over paged KV on the CPU. What differs between families
+// and between layers comes from ModelSpec: there is one forward pass. Immutable and thread-safe; movable.
 //
 // Activations are float32 between ops. With kBatchInvariant the logits of a row depend on its own sequence
 // only, bit for bit; see numeric_mode.h.
 class Transformer {
  public:
-  // max_positions: rows of the RoPE table, [1, spec.max_positions].
+  // max_positions: rows of the RoPE tables, [1, spec.max_positions_scaled]; also what rotations that depend
+  // on the length are made for (RopeFrequencies).
   static absl::StatusOr<Transformer> Create(const ModelSpec& spec, Weights weights, uint32_t max_positions);
 
   // Writes the KV of the batch's tokens into the sequences' blocks, which lie as `layout` says
@@ -81,19 +89,35 @@ class Transformer {
                        ThreadPool& pool, Workspace& ws, float* logits) const;
 
   const ModelSpec& spec() const { return spec_; }
-  uint32_t max_positions() const { return static_cast<uint32_t>(rope_.max_pos()); }
+  uint32_t max_positions() const { return static_cast<uint32_t>(ropes_[0].max_pos()); }
   const Weights& weights() const { return weights_; }
 
  private:
-  Transformer(const ModelSpec& spec, Weights weights, RopeTable rope);
+  // One step as a layer sees it.
+  struct Step {
+    const ForwardBatch& batch;
+    const BlockLayout& layout;
+    NumericMode mode;
+    ThreadPool& pool;
+    Workspace& ws;
+    int64_t rows;
+  };
+
+  Transformer(const ModelSpec& spec, Weights weights, std::vector<RopeTable> ropes);
 
   absl::Status CheckBatch(const ForwardBatch& batch, const BlockLayout& layout, const Workspace& ws) const;
-  absl::Status Layer(uint32_t layer, const ForwardBatch& batch, const BlockLayout& layout, NumericMode mode,
-                     ThreadPool& pool, Workspace& ws) const;
+  // ws.x_ += what the block gives; through ws.norm_.
+  absl::Status AttentionBlock(uint32_t layer, const Step& step) const;
+  absl::Status MlpBlock(uint32_t layer, const Step& step) const;
+  // ws.norm_ = the chosen experts of ws.norm_.
+  absl::Status Experts(uint32_t layer, const Step& step) const;
+  // y = mlp(x), m rows.
+  absl::Status Mlp(const MlpWeights& mlp, const float* x, int64_t m, float* y, const Step& step) const;
 
   ModelSpec spec_;
   Weights weights_;
-  RopeTable rope_;
+  std::vector<RopeTable> ropes_;
+  float embedding_scale_ = 1.0f;
 };
 
 }  // namespace tidepool

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -18,15 +19,25 @@ namespace tidepool {
 // last call has done == total.
 using LoadProgress = std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;
 
-// The weights of one transformer layer, packed. Norms are float32 exactly as stored, whatever the
-// compute dtype: they are small, and rounding them would only lose accuracy.
+// A gated feed-forward block: down(f(gate(x)) * up(x)).
+struct MlpWeights {
+  Linear gate_up;  // [2 * intermediate, hidden], gate rows, up rows
+  Linear down;     // [hidden, intermediate]
+};
+
+// The weights of one transformer layer, packed. Norms and biases are float32 exactly as stored, whatever the
+// compute dtype: they are small, and rounding them would only lose accuracy. A norm that multiplies by
+// 1 + weight holds the sum. A norm that the architecture does not have is empty.
 struct LayerWeights {
-  std::vector<float> attention_norm;  // [hidden]
-  Linear qkv;                         // [(heads + 2 kv_heads) * head_dim, hidden], q rows, k rows, v rows
-  Linear o;                           // [hidden, heads * head_dim]
-  std::vector<float> mlp_norm;        // [hidden]
-  Linear gate_up;                     // [2 * intermediate, hidden], gate rows, up rows
-  Linear down;                        // [hidden, intermediate]
+  std::vector<float> attention_norm;       // [hidden]
+  Linear qkv;                              // [(heads + 2 kv_heads) * head_dim, hidden], q, k, v rows
+  std::vector<float> q_norm, k_norm;       // [head_dim]
+  Linear o;                                // [hidden, heads * head_dim]
+  std::vector<float> post_attention_norm;  // [hidden]
+  std::vector<float> mlp_norm;             // [hidden]
+  std::optional<Linear> router;            // [experts, hidden]; of a sparse layer
+  std::vector<MlpWeights> mlps;            // one, or one for each expert
+  std::vector<float> post_mlp_norm;        // [hidden]
 };
 
 // All weights of a model (Handle; move-only).
@@ -51,8 +62,15 @@ struct Weights {
 absl::StatusOr<DType> ComputeDType(std::string_view config_dtype, const ModelSpec& spec,
                                    const Checkpoint& checkpoint);
 
+// Whether LoadWeights would find what it needs, from the headers alone: its errors, without its work.
+absl::Status CheckTensors(const Checkpoint& checkpoint, const ModelSpec& spec);
+
 // Reads, converts, fuses and packs. Errors name file and tensor: NotFound (missing), InvalidArgument
-// (another shape than the config implies), Unimplemented (a dtype that we do not read).
+// (another shape than the config implies, or a tensor of the decoder that the config does not imply:
+// computing without it would give another model's output), Unimplemented (a dtype that we do not read).
+// Tensors of other parts (a vision tower) and precomputed rotary frequencies are left alone. Where the
+// embeddings are tied and the checkpoint has a head too, that head is used if it differs, as transformers 5
+// does.
 absl::StatusOr<Weights> LoadWeights(const Checkpoint& checkpoint, const ModelSpec& spec, DType dtype,
                                     const LoadProgress& progress);
 

@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "server/model/fingerprint.h"
-#include "tests/server/model/tiny_model.h"
+#include "tests/server/model/tiny_families.h"
 
 namespace tidepool {
 namespace {
@@ -47,6 +47,121 @@ TEST_F(ModelLoad, BadCheckpointsNameTheModelTheFileAndTheTensor) {
               }),
               AllOf(HasSubstr("model.layers.0.self_attn.k_proj.weight"), HasSubstr("[32, 16]"),
                     HasSubstr("[16, 32]")));
+}
+
+TEST_F(ModelLoad, EveryFamilyLoadsAndAMissingOrMisshapenTensorIsNamed) {
+  for (const auto& [family, config] : TinyFamilies()) {
+    WriteRandomModel(dir_.path(), config);
+    const auto m = Load(dir_.path());
+    ASSERT_TRUE(m.ok()) << family << ": " << m.status();
+    const TestTensors good = RandomTensors(config);
+    for (const auto& [name, tensor] : good) {
+      TestTensors bad = good;
+      bad.erase(name);
+      WriteFile(dir_.File("model.safetensors"), EncodeTensors(bad, "F32"));
+      EXPECT_THAT(std::string(Load(dir_.path()).status().message()), HasSubstr(name)) << family;
+      bad = good;
+      bad[name].shape[0] += 1;
+      bad[name].values.resize(tensor.values.size() / tensor.shape[0] * (tensor.shape[0] + 1));
+      WriteFile(dir_.File("model.safetensors"), EncodeTensors(bad, "F32"));
+      EXPECT_THAT(std::string(Load(dir_.path()).status().message()),
+                  AllOf(HasSubstr("model.safetensors"), HasSubstr(name), HasSubstr("config.json implies")))
+          << family;
+    }
+  }
+}
+
+TEST_F(ModelLoad, TensorsThatTheConfigDoesNotImplyAreRefusedAndForeignPartsAreNot) {
+  const auto with = [&](const std::string& name) {
+    return ErrorWith([&](TestTensors& t) { t[name] = {{32}, std::vector<float>(32)}; });
+  };
+  for (const char* name : {"model.layers.0.self_attn.q_proj.bias", "model.layers.1.mlp.gate.weight",
+                           "model.layers.2.input_layernorm.weight", "model.layers.0.self_attn.q_norm.weight",
+                           "model.layers.0.mlp.up_proj.weight_scale", "lm_head.bias"}) {
+    EXPECT_THAT(with(name), AllOf(HasSubstr("model.safetensors"), HasSubstr(name), HasSubstr("not part of")));
+  }
+  TestTensors t = TinyModel().Tensors();
+  for (const char* name : {"model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq",
+                           "vision_tower.x.weight", "multi_modal_projector.y.weight"}) {
+    t[name] = {{4}, std::vector<float>(4)};
+  }
+  WriteFile(dir_.File("model.safetensors"), EncodeTensors(t, "F32"));
+  EXPECT_TRUE(Load(dir_.path()).ok()) << Load(dir_.path()).status();
+}
+
+TEST_F(ModelLoad, ATiedModelsOwnHeadIsUsedWhereItDiffers) {
+  const TinyModel tiny{.tie = true};
+  const auto logits = [&] {
+    const auto m = Load(dir_.path());
+    EXPECT_TRUE(m.ok()) << m.status();
+    const auto& head = (*m)->transformer.weights().lm_head[0];
+    std::vector<float> x(32, 0.5f), y(96);
+    ThreadPool pool(1);
+    EXPECT_TRUE(head.Forward(x.data(), 1, y.data(), NumericMode::kFast, pool).ok());
+    return y;
+  };
+  tiny.Write(dir_.path());
+  const auto tied = logits();
+  TestTensors t = tiny.Tensors();
+  t["lm_head.weight"] = t["model.embed_tokens.weight"];
+  WriteFile(dir_.File("model.safetensors"), EncodeTensors(t, "F32"));
+  EXPECT_EQ(logits(), tied);
+  for (float& v : t["lm_head.weight"].values) v *= 2;
+  WriteFile(dir_.File("model.safetensors"), EncodeTensors(t, "F32"));
+  EXPECT_EQ(logits()[7], 2 * tied[7]);
+}
+
+TEST_F(ModelLoad, BothPrefixesOfAMultimodalCheckpointAreRead) {
+  const auto config = TinyFamilies().back().second;
+  WriteRandomModel(dir_.path(), config);
+  const auto base = Load(dir_.path());
+  ASSERT_TRUE(base.ok()) << base.status();
+  TestTensors renamed;
+  for (auto& [name, tensor] : RandomTensors(config)) {
+    std::string n = name;
+    n.replace(0, std::string("language_model.model.").size(), "model.language_model.");
+    renamed[n] = tensor;
+  }
+  WriteFile(dir_.File("model.safetensors"), EncodeTensors(renamed, "F32"));
+  const auto other = Load(dir_.path());
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ((*other)->transformer.weights().embedding_f32, (*base)->transformer.weights().embedding_f32);
+}
+
+TEST_F(ModelLoad, LengthsThatChangeTheRotationChangeTheFingerprintAndOthersDoNot) {
+  const auto fingerprint = [&](const nlohmann::json& config, uint32_t max_model_len) {
+    WriteRandomModel(dir_.path(), config);
+    const auto m = LoadModel({.path = dir_.path(), .max_model_len = max_model_len}, "", {});
+    EXPECT_TRUE(m.ok()) << m.status();
+    return m.ok() ? (*m)->fingerprint : "";
+  };
+  const auto scaled = [](const nlohmann::json& scaling) {
+    return FamilyConfig("LlamaForCausalLM", {{"rope_scaling", scaling}});
+  };
+  nlohmann::json phi3;
+  for (const auto& [family, config] : TinyFamilies()) {
+    if (family == "phi3") phi3 = config;
+  }
+  EXPECT_NE(fingerprint(phi3, 64), fingerprint(phi3, 65));
+  EXPECT_EQ(fingerprint(phi3, 65), fingerprint(phi3, 512));
+  const auto dynamic = scaled({{"type", "dynamic"}, {"factor", 4.0}});
+  EXPECT_EQ(fingerprint(dynamic, 100), fingerprint(dynamic, 512));
+  EXPECT_NE(fingerprint(dynamic, 512), fingerprint(dynamic, 513));
+  EXPECT_NE(fingerprint(dynamic, 1000), fingerprint(dynamic, 2048));
+  const auto linear = scaled({{"type", "linear"}, {"factor", 4.0}});
+  EXPECT_EQ(fingerprint(linear, 100), fingerprint(linear, 2048));
+  EXPECT_NE(fingerprint(linear, 100), fingerprint(dynamic, 100));
+}
+
+TEST_F(ModelLoad, ALongerServedLengthThanTheScalingReachesIsRefused) {
+  WriteRandomModel(dir_.path(), FamilyConfig("LlamaForCausalLM",
+                                             {{"rope_scaling", {{"type", "linear"}, {"factor", 4.0}}}}));
+  EXPECT_EQ((*Load(dir_.path()))->max_model_len, 512u);
+  const auto longest = LoadModel({.path = dir_.path(), .max_model_len = 2048}, "", {});
+  ASSERT_TRUE(longest.ok()) << longest.status();
+  EXPECT_EQ((*longest)->transformer.max_positions(), 2048u);
+  EXPECT_THAT(std::string(LoadModel({.path = dir_.path(), .max_model_len = 2049}, "", {}).status().message()),
+              AllOf(HasSubstr("2049"), HasSubstr("2048"), HasSubstr("scaled RoPE")));
 }
 
 TEST_F(ModelLoad, AutoDtypeFollowsTheCheckpoint) {

@@ -93,6 +93,28 @@ TEST_F(Safetensors, MalformedEntriesAreRefusedByTensor) {
       HasSubstr("overlaps"));
 }
 
+TEST_F(Safetensors, BytesThatBelongToNoTensorAreRefused) {
+  EXPECT_THAT(
+      ErrorOf(
+          R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}})"),
+      AllOf(HasSubstr("model.safetensors"), HasSubstr("\"b\""), HasSubstr("a hole of 4 bytes")));
+  EXPECT_THAT(ErrorOf(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})"),
+              AllOf(HasSubstr("\"a\""), HasSubstr("a hole of 4 bytes")));
+  EXPECT_THAT(ErrorOf(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}})"),
+              AllOf(HasSubstr("\"a\""), HasSubstr("4 bytes follow it")));
+  EXPECT_THAT(ErrorOf("{}"), HasSubstr("16 bytes of data, but no tensor"));
+}
+
+TEST_F(Safetensors, AProductThatWrapsToASmallNumberIsRefused) {
+  // 4194305 * 4194305 * 211106198978564 * 4 is 16 modulo 2^64.
+  EXPECT_THAT(
+      ErrorOf(R"({"w":{"dtype":"F32","shape":[4194305,4194305,211106198978564],"data_offsets":[0,16]}})"),
+      AllOf(HasSubstr("\"w\""), HasSubstr("overflows")));
+  WriteFile(dir_.File("model.safetensors"), std::string("\0\0\0\0\0\0\0\x80{}", 10));
+  EXPECT_THAT(std::string(Checkpoint::Open(dir_.path()).status().message()),
+              HasSubstr("header length 9223372036854775808 is above the limit"));
+}
+
 TEST_F(Safetensors, TruncatedTensorIsDataLossAndNamed) {
   const auto c = OpenWith(R"({"w":{"dtype":"F32","shape":[8],"data_offsets":[0,32]}})", std::string(31, 'x'));
   EXPECT_EQ(c.status().code(), absl::StatusCode::kDataLoss);

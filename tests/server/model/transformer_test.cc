@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "server/model/model.h"
-#include "tests/server/model/tiny_model.h"
+#include "tests/server/model/tiny_families.h"
 
 namespace tidepool {
 namespace {
@@ -264,6 +264,52 @@ TEST(Transformer, BatchInvariantLogitsDoNotDependOnChunkBatchOrThreads) {
         }
       }
       ASSERT_EQ(s.logits, want) << dtype << " in a batch, threads " << threads;
+    }
+  }
+}
+
+std::shared_ptr<const Model> LoadFamily(const nlohmann::json& config, const std::string& dtype) {
+  TempDir dir;
+  WriteRandomModel(dir.path(), config);
+  auto m = LoadModel({.path = dir.path(), .dtype = dtype}, "", {});
+  EXPECT_TRUE(m.ok()) << m.status();
+  return m.ok() ? *m : nullptr;
+}
+
+// Windows, caps, experts and norms keep the invariant too.
+TEST(Transformer, EveryFamilyIsBatchInvariant) {
+  for (const auto& [family, config] : TinyFamilies()) {
+    for (const char* dtype : {"float32", "bfloat16"}) {
+      const auto model = LoadFamily(config, dtype);
+      ASSERT_NE(model, nullptr) << family;
+      const auto tokens = RandomTokens(50, 96, 5);
+      Runner base(*model, NumericMode::kBatchInvariant, 1);
+      const auto want = base.All(tokens, 50).logits;
+      for (const float v : want.back()) ASSERT_TRUE(std::isfinite(v)) << family;
+      Runner runner(*model, NumericMode::kBatchInvariant, 3);
+      for (const int32_t chunk : {1, 7, 32}) {
+        ASSERT_EQ(runner.All(tokens, chunk).logits, want) << family << " " << dtype << " chunk " << chunk;
+      }
+      auto s = runner.Make(tokens), other = runner.Make(RandomTokens(50, 96, 6));
+      while (s.done < 50) {
+        const int32_t n = std::min(9, 50 - s.done), m = std::min(4, 50 - other.done);
+        ASSERT_TRUE(
+            (s.done % 2 ? runner.Step({&other, &s}, {m, n}) : runner.Step({&s, &other}, {n, m})).ok());
+      }
+      ASSERT_EQ(s.logits, want) << family << " " << dtype << " in a batch";
+    }
+  }
+}
+
+TEST(Transformer, EveryFamilysFastModeStaysNearTheInvariantOne) {
+  for (const auto& [family, config] : TinyFamilies()) {
+    const auto model = LoadFamily(config, "float32");
+    ASSERT_NE(model, nullptr) << family;
+    const auto tokens = RandomTokens(50, 96, 5);
+    const auto want = Runner(*model, NumericMode::kBatchInvariant, 1).All(tokens, 50).logits;
+    const auto got = Runner(*model, NumericMode::kFast, 3).All(tokens, 13).logits;
+    for (size_t p = 0; p < want.size(); ++p) {
+      for (size_t v = 0; v < want[p].size(); ++v) ASSERT_NEAR(got[p][v], want[p][v], 1e-4) << family;
     }
   }
 }
