@@ -8,13 +8,25 @@
 
 namespace tidepool {
 
+namespace {
+
+void Truncate(size_t bytes, MarkedText& marked) {
+  marked.text.resize(bytes);
+  while (!marked.data.empty() && marked.data.back().begin >= bytes) marked.data.pop_back();
+  if (!marked.data.empty()) marked.data.back().end = std::min(marked.data.back().end, bytes);
+}
+
+}  // namespace
+
 absl::StatusOr<std::shared_ptr<const TextModel>> TextModel::Load(const ModelConfig& config) {
   auto model = std::make_shared<TextModel>();
   const std::string dir = config.tokenizer.empty() ? config.path : config.tokenizer;
   if (dir.empty()) return absl::InvalidArgumentError("model.path: the gateway needs the model's directory");
   TP_ASSIGN_OR_RETURN(model->tokenizer_, Tokenizer::Load(dir));
   if (const std::string& source = model->tokenizer_->chat_template(); !source.empty()) {
-    TP_ASSIGN_OR_RETURN(model->template_, ChatTemplate::Parse(source));
+    auto parsed = ChatTemplate::Parse(source);
+    if (!parsed.ok()) return Annotate(parsed.status(), dir);
+    model->template_ = *std::move(parsed);
   }
   if (const auto eos = model->tokenizer_->eos_id()) model->eos_ids_.push_back(*eos);
   // A directory with only a tokeniser serves too: the workers judge the model itself.
@@ -31,20 +43,20 @@ absl::StatusOr<std::shared_ptr<const TextModel>> TextModel::Load(const ModelConf
   return std::shared_ptr<const TextModel>(std::move(model));
 }
 
-absl::StatusOr<std::string> TextModel::Render(const ChatInput& chat) const {
+absl::StatusOr<MarkedText> TextModel::Render(const ChatInput& chat) const {
   if (!template_) {
     return absl::FailedPreconditionError("the model has no chat template; use /v1/completions");
   }
-  OrderedJson context = chat.template_kwargs;
-  context["messages"] = chat.messages;
-  context["add_generation_prompt"] = chat.add_generation_prompt;
-  context["bos_token"] = tokenizer_->bos_token();
-  context["eos_token"] = tokenizer_->eos_token();
-  TP_ASSIGN_OR_RETURN(std::string prompt, template_->Render(context));
+  OrderedJson request = chat.template_kwargs;
+  request["messages"] = chat.messages;
+  const OrderedJson trusted = {{"add_generation_prompt", chat.add_generation_prompt},
+                               {"bos_token", tokenizer_->bos_token()},
+                               {"eos_token", tokenizer_->eos_token()}};
+  TP_ASSIGN_OR_RETURN(MarkedText prompt, template_->Render(request, trusted));
   if (chat.continue_final_message) {
     // Cut what the template puts after the last message, so that the model goes on writing it.
     const std::string text = chat.messages.back()["content"].get<std::string>();
-    size_t at = prompt.rfind(text);
+    size_t at = prompt.text.rfind(text);
     size_t length = text.size();
     if (at == std::string::npos) {
       // Templates often strip messages.
@@ -52,16 +64,24 @@ absl::StatusOr<std::string> TextModel::Render(const ChatInput& chat) const {
       const size_t begin = text.find_first_not_of(" \t\r\n");
       if (begin != std::string::npos) {
         length = end - begin + 1;
-        at = prompt.rfind(text.substr(begin, length));
+        at = prompt.text.rfind(text.substr(begin, length));
       }
     }
     if (at == std::string::npos) {
       return absl::InvalidArgumentError(
           "continue_final_message: the chat template does not show the last message as it is");
     }
-    prompt.resize(at + length);
+    Truncate(at + length, prompt);
   }
   return prompt;
+}
+
+absl::StatusOr<std::vector<int32_t>> TextModel::Encode(const MarkedText& prompt,
+                                                       bool add_special_tokens) const {
+  Tokenizer::EncodeOptions options;
+  options.add_special_tokens = add_special_tokens;
+  options.data = prompt.data;
+  return tokenizer_->Encode(prompt.text, options);
 }
 
 }  // namespace tidepool

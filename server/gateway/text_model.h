@@ -8,7 +8,8 @@
 #include "absl/status/statusor.h"
 #include "config/config.h"
 #include "server/gateway/request.h"
-#include "server/model/text/chat_template.h"
+#include "server/model/strings/marked_text.h"
+#include "server/model/template/chat_template.h"
 #include "server/model/text/tokenizer.h"
 
 namespace tidepool {
@@ -24,9 +25,12 @@ class TextModel {
   // Of generation_config.json, config.json and the tokeniser, without repetition.
   const std::vector<int32_t>& eos_ids() const { return eos_ids_; }
 
-  // The prompt that a chat renders to. Errors: InvalidArgument (the template refused), FailedPrecondition
-  // (the model has no chat template), ResourceExhausted.
-  absl::StatusOr<std::string> Render(const ChatInput& chat) const;
+  // The prompt that a chat renders to, and which of its bytes are the client's. Errors: InvalidArgument (the
+  // template refused), FailedPrecondition (the model has no chat template), ResourceExhausted.
+  absl::StatusOr<MarkedText> Render(const ChatInput& chat) const;
+
+  // The ids of a rendered chat. What the client wrote never becomes a special token, however it is spelled.
+  absl::StatusOr<std::vector<int32_t>> Encode(const MarkedText& prompt, bool add_special_tokens) const;
 
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;

@@ -1,4 +1,4 @@
-#include "server/model/text/jinja_lexer.h"
+#include "server/model/template/jinja_lexer.h"
 
 #include <algorithm>
 #include <array>
@@ -6,9 +6,9 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
-#include "server/model/text/jinja_value.h"
-#include "server/model/text/unicode.h"
-#include "server/model/text/utf8.h"
+#include "server/model/strings/unicode.h"
+#include "server/model/strings/utf8.h"
+#include "server/model/template/jinja_value.h"
 
 namespace tidepool::jinja {
 

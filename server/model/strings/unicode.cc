@@ -1,8 +1,8 @@
-#include "server/model/text/unicode.h"
+#include "server/model/strings/unicode.h"
 
 #include <utf8proc.h>
 
-#include "server/model/text/utf8.h"
+#include "server/model/strings/utf8.h"
 
 namespace tidepool::unicode {
 

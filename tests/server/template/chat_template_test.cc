@@ -1,4 +1,4 @@
-#include "server/model/text/chat_template.h"
+#include "server/model/template/chat_template.h"
 
 #include <gtest/gtest.h>
 
@@ -10,12 +10,21 @@ namespace {
 
 using nlohmann::ordered_json;
 
+// The default limits, but for the time: sanitizers are slow.
+ChatTemplate::Limits Patient() {
+  ChatTemplate::Limits limits;
+  limits.time_max = absl::Seconds(5);
+  return limits;
+}
+
 absl::StatusOr<std::string> Render(const std::string& source,
                                    const ordered_json& context = ordered_json::object(),
-                                   const ChatTemplate::Limits& limits = {}) {
+                                   const ChatTemplate::Limits& limits = Patient()) {
   const auto parsed = ChatTemplate::Parse(source);
   if (!parsed.ok()) return parsed.status();
-  return parsed->Render(context, limits);
+  auto text = parsed->Render(context, ordered_json::object(), limits);
+  if (!text.ok()) return text.status();
+  return std::move(text->text);
 }
 
 std::string Text(const std::string& source, const ordered_json& context = ordered_json::object()) {
@@ -79,6 +88,27 @@ TEST(ChatTemplate, AddingToSafeTextEscapes) {
             "<&lt;>|&lt;<|<<|&lt;&amp;");
 }
 
+TEST(ChatTemplate, FormatsAsPrintfDoes) {
+  EXPECT_EQ(Text("{{ '%5s|%-5s|%.2s|%r|%05.1f|%x|%+d|%%' % ('é', 'ab', 'abc', 'q', 2.25, 255, 3) }}"),
+            "    é|ab   |ab|'q'|002.2|ff|+3|%");
+  EXPECT_EQ(Text("{{ '%600d' % 1 }}").size(), 600u);
+  EXPECT_EQ(Text("{{ '%s' % (1, 2) }}"),
+            "error: chat template line 1: TypeError: not all arguments converted during string formatting");
+  EXPECT_EQ(Text("{{ '%9999999d' % 1 }}"),
+            "error: chat template line 1: ValueError: width or precision too big");
+  EXPECT_EQ(Text("{{ 'a'.center(5, 'xy') }}"),
+            "error: chat template line 1: TypeError: The fill character must be exactly one character long");
+}
+
+// 1, 1.0 and true are one key in Python.
+TEST(ChatTemplate, KeysMeetAsInPython) {
+  EXPECT_EQ(
+      Text("{% set d = {1: 'a', 2.5: 'b', (1, 'x'): 'c', none: 'd'} %}{{ d[1.0] }}{{ d[true] }}{{ d[2.5] }}"
+           "{{ d[(1.0, 'x')] }}{{ d[none] }}{{ d | length }}{{ {1: 'a', true: 'b', 1.0: 'c'} }}{{ '1' in d "
+           "}}"),
+      "aabcd4{1: 'c'}False");
+}
+
 TEST(ChatTemplate, ErrorsNameTheLine) {
   EXPECT_EQ(Text("a\n{{ raise_exception('no system role') }}"),
             "error: chat template line 2: TemplateError: no system role");
@@ -126,6 +156,47 @@ TEST(ChatTemplateLimits, EndlessWorkStops) {
   ExpectLimited("{% macro m(n) %}{% if n %}{{ m(n) }}{% endif %}{% endmacro %}{{ m([[1]]) }}");
 }
 
+TEST(ChatTemplateLimits, ProcessorTimeStopsWhatStepsDoNot) {
+  ChatTemplate::Limits limits;
+  limits.steps_max = UINT64_MAX;
+  limits.alloc_bytes_max = UINT64_MAX;
+  limits.time_max = absl::Milliseconds(20);
+  for (const char* source :
+       {"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set s = 'ab' * 1000000 %}{% for a in range(99999) %}{{ s | length }}{% endfor %}",
+        "{% set s = 'a' * 1000000 %}{% for a in range(99999) %}{{ 'ab' in s }}{% endfor %}",
+        "{% set t = (1,) * 99999 %}{% for a in range(99999) %}{% set d = {t: 1} %}{% endfor %}"}) {
+    const auto text = Render(source, ordered_json::object(), limits);
+    EXPECT_EQ(text.status().code(), absl::StatusCode::kResourceExhausted) << source;
+    EXPECT_NE(text.status().message().find("more than 20ms of processor time"), std::string::npos)
+        << text.status();
+  }
+}
+
+// Work that grows with the square of a text or of a list is work that a client can make the gateway do.
+TEST(ChatTemplateLimits, LongTextsTakeLinearTime) {
+  const std::string words = [] {
+    std::string text;
+    for (int i = 0; i < 100'000; ++i) text += "ab ";
+    return text;
+  }();
+  const std::string repeated(1'000'000, 'a');
+  const auto fast = [](const std::string& source, const ordered_json& context) {
+    const auto text = Render(source, context);  // within the time limit
+    EXPECT_TRUE(text.ok()) << source << text.status();
+  };
+  fast("{{ x.rsplit() | length }}", {{"x", words}});
+  fast("{{ x.split('b') | length }}", {{"x", words}});
+  fast("{{ y in x }}{{ x.find(y) }}{{ x.rfind(y) }}{{ x.count(y) }}{{ x.replace(y, '') | length }}",
+       {{"x", repeated}, {"y", std::string(500'000, 'a') + 'b'}});
+  fast("{% set d = dict(items) %}{{ d | length }}", {{"items", [] {
+                                                        ordered_json items = ordered_json::array();
+                                                        for (int i = 0; i < 50'000; ++i)
+                                                          items.push_back(ordered_json::array({i, i}));
+                                                        return items;
+                                                      }()}});
+}
+
 TEST(ChatTemplateLimits, HugeValuesStop) {
   ExpectLimited("{{ 'x' * 2000000000 }}");
   ExpectLimited("{{ [1] * 2000000000 }}");
@@ -134,6 +205,12 @@ TEST(ChatTemplateLimits, HugeValuesStop) {
       "{% endfor %}{{ ns.s | length }}");
   ExpectLimited(
       "{% set ns = namespace(s=[1]) %}{% for i in range(100) %}{% set ns.s = ns.s + ns.s %}{% endfor %}");
+  ExpectLimited("{{ ('a,' * 9000000).split(',') | length }}");
+  ExpectLimited("{{ ('a ' * 9000000).split() | length }}");
+  ExpectLimited("{{ ('a\n' * 9000000).splitlines() | length }}");
+  ExpectLimited("{{ 'a'.center(9223372036854775807) }}{{ 'a'.zfill(9223372036854775807) }}");
+  ExpectLimited("{{ [[[[1]]]] | tojson(indent='x' * 30000000) }}");
+  ExpectLimited("{% for c in 'a' * 30000000 %}{% endfor %}");
   ExpectLimited("{{ 'aaaaaaaaaaaaaaaaaaaa'.replace('', 'x' * 10000000) }}");
   ExpectLimited("{{ (['x' * 1000000] * 100) | join }}");
   ChatTemplate::Limits limits;

@@ -1,4 +1,4 @@
-#include "server/model/text/jinja_parser.h"
+#include "server/model/template/jinja_parser.h"
 
 #include <algorithm>
 #include <charconv>
@@ -6,7 +6,7 @@
 #include <initializer_list>
 
 #include "absl/strings/str_cat.h"
-#include "server/model/text/jinja_lexer.h"
+#include "server/model/template/jinja_lexer.h"
 
 namespace tidepool::jinja {
 
@@ -278,7 +278,7 @@ class Parser {
           text += Now().text;
           Advance();
         }
-        return Const(Value(std::move(text)), line);
+        return Const(Value(Text::Trusted(std::move(text))), line);
       }
       case TokenKind::kInteger:
         Advance();

@@ -7,8 +7,8 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
-#include "server/model/text/jinja_ast.h"
-#include "server/model/text/jinja_value.h"
+#include "server/model/template/jinja_ast.h"
+#include "server/model/template/jinja_value.h"
 
 namespace tidepool::jinja {
 
@@ -26,6 +26,7 @@ class Interpreter {
     size_t output_bytes_max;
     uint64_t alloc_bytes_max;
     int depth_max;
+    absl::Duration time_max;  // of the thread's processor time
     absl::Time now;
     absl::TimeZone zone;
   };
@@ -35,12 +36,12 @@ class Interpreter {
   Interpreter(const Interpreter&) = delete;
   Interpreter& operator=(const Interpreter&) = delete;
 
-  std::string Run(const Template& parsed);
+  MarkedText Run(const Template& parsed);
 
   // What the builtins use.
   Budget& budget() { return budget_; }
   const Options& options() const { return options_; }
-  std::string Str(const Value& value) { return ToStr(value, budget_); }
+  Text Str(const Value& value) { return ToStr(value, budget_); }
   Value Call(const Value& callee, Args& args);
   Value GetAttr(const Value& object, const std::string& name);
   Value GetItem(const Value& object, const Value& key);
@@ -48,8 +49,8 @@ class Interpreter {
   bool ApplyTest(const std::string& name, const Value& input, Args& args);
   Value MakeNamespace(Dict members);
   // Charges a string to the budget and wraps it.
-  Value Made(std::string text) {
-    budget_.Allocate(text.size());
+  Value Made(Text text) {
+    budget_.Allocate(text.cost() + kStringOverhead);
     return Value(std::move(text));
   }
   // The line being evaluated, for errors.
@@ -59,11 +60,13 @@ class Interpreter {
   enum class Signal { kNone, kBreak, kContinue };
   struct Depth;
 
-  Signal Exec(const Block& block, const std::shared_ptr<Scope>& scope, std::string& out);
-  Signal ExecOne(const Stmt& stmt, const std::shared_ptr<Scope>& scope, std::string& out);
-  Signal ExecFor(const Stmt& stmt, const std::shared_ptr<Scope>& scope, std::string& out);
-  std::string Capture(const Block& block, const std::shared_ptr<Scope>& scope);
-  void Output(std::string_view text, std::string& out);
+  Signal Exec(const Block& block, const std::shared_ptr<Scope>& scope, Text& out);
+  Signal ExecOne(const Stmt& stmt, const std::shared_ptr<Scope>& scope, Text& out);
+  Signal ExecFor(const Stmt& stmt, const std::shared_ptr<Scope>& scope, Text& out);
+  void Print(const Value& value, Text& out);
+  Text Capture(const Block& block, const std::shared_ptr<Scope>& scope);
+  // Room for `bytes` more in `out`; raises when the output grows too long.
+  void CheckOutput(size_t bytes, const Text& out);
   void Assign(const Target& target, const Value& value, const std::shared_ptr<Scope>& scope);
   Value MakeMacro(const std::string& name, const Stmt& stmt, const std::shared_ptr<Scope>& scope);
   Value RunMacro(const std::string& name, const Stmt& stmt, const std::shared_ptr<Scope>& scope, Args& args);
@@ -73,6 +76,8 @@ class Interpreter {
   Args EvalArgs(const CallArgs& args, const std::shared_ptr<Scope>& scope);
   Value Lookup(const std::string& name, const Scope* scope) const;
   Value Binary(const std::string& op, const Value& left, const Value& right);
+  Value Add(const Value& left, const Value& right);  // two strings
+  Value Repeat(const Value& what, int64_t times);
   Value Slice(const Expr& expr, const std::shared_ptr<Scope>& scope);
   bool CompareOp(const std::string& op, const Value& left, const Value& right);
 
@@ -97,7 +102,6 @@ const Value* FindGlobal(std::string_view name);
 // The bound method `name` of a string, list, tuple or mapping; undefined with a SecurityError for those that
 // change it; false if there is none.
 bool FindMethod(const Value& object, const std::string& name, Value& method);
-// printf-style formatting: `format % args`.
-std::string PercentFormat(Interpreter& in, const std::string& format, const std::vector<Value>& args);
-
+// printf-style formatting: `format % args`. `all_used`: arguments that are left over are an error.
+Text PercentFormat(Interpreter& in, const Text& format, const std::vector<Value>& args, bool all_used);
 }  // namespace tidepool::jinja

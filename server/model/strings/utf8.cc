@@ -1,4 +1,4 @@
-#include "server/model/text/utf8.h"
+#include "server/model/strings/utf8.h"
 
 namespace tidepool::utf8 {
 

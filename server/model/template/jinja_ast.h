@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "server/model/text/jinja_value.h"
+#include "server/model/template/jinja_value.h"
 
 // The syntax tree of a chat template. Internal to the template engine.
 namespace tidepool::jinja {

@@ -1,14 +1,15 @@
-#include "server/model/text/jinja_value.h"
+#include "server/model/template/jinja_value.h"
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "server/model/text/unicode.h"
-#include "server/model/text/utf8.h"
+#include "server/model/strings/unicode.h"
+#include "server/model/strings/utf8.h"
 
 namespace tidepool::jinja {
 
@@ -31,20 +32,49 @@ void Fail(std::string type, std::string message) {
 
 void TypeError(std::string message) { Fail("TypeError", std::move(message)); }
 
-void Budget::Step(uint64_t n) {
-  if (n > steps_left_) {
-    throw Failure{Failure::kLimit, "LimitError", absl::StrCat("more than ", steps_max_, " steps")};
+namespace {
+
+// A look at the clock costs as much as some steps; so many take well under a millisecond.
+constexpr uint64_t kStepsPerCheck = 4096;
+
+int64_t ThreadCpuNs() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+}  // namespace
+
+Budget::Budget(const Limits& limits)
+    : limits_(limits),
+      steps_left_(limits.steps_max - std::min(limits.steps_max, kStepsPerCheck)),
+      steps_to_check_(std::min(limits.steps_max, kStepsPerCheck)),
+      alloc_left_(limits.alloc_bytes_max),
+      time_end_ns_(limits.time_max == absl::InfiniteDuration()
+                       ? INT64_MAX
+                       : ThreadCpuNs() + absl::ToInt64Nanoseconds(limits.time_max)) {}
+
+void Budget::Check(uint64_t n) {
+  const uint64_t left = steps_left_ + steps_to_check_;
+  if (n > left) {
+    throw Failure{Failure::kLimit, "LimitError", absl::StrCat("more than ", limits_.steps_max, " steps")};
   }
-  steps_left_ -= n;
+  if (ThreadCpuNs() > time_end_ns_) {
+    throw Failure{Failure::kLimit, "LimitError",
+                  absl::StrCat("more than ", absl::FormatDuration(limits_.time_max), " of processor time")};
+  }
+  steps_to_check_ = std::min(left - n, kStepsPerCheck);
+  steps_left_ = left - n - steps_to_check_;
 }
 
 void Budget::Allocate(uint64_t bytes) {
-  if (bytes > single_max_) {
+  if (bytes > limits_.single_bytes_max) {
     throw Failure{Failure::kLimit, "LimitError",
-                  absl::StrCat("a value of more than ", single_max_, " bytes")};
+                  absl::StrCat("a value of more than ", limits_.single_bytes_max, " bytes")};
   }
   if (bytes > alloc_left_) {
-    throw Failure{Failure::kLimit, "LimitError", absl::StrCat("more than ", alloc_max_, " bytes of values")};
+    throw Failure{Failure::kLimit, "LimitError",
+                  absl::StrCat("more than ", limits_.alloc_bytes_max, " bytes of values")};
   }
   alloc_left_ -= bytes;
 }
@@ -75,40 +105,39 @@ Value Value::MakeDict(Dict dict) {
   return Value(std::make_shared<const Dict>(std::move(dict)));
 }
 
-Value Value::FromJson(const nlohmann::ordered_json& json, int depth) {
+Value Value::FromJson(const nlohmann::ordered_json& json, bool data, int depth) {
   CheckDepth(depth);
   using Type = nlohmann::ordered_json::value_t;
+  const auto text = [&](const std::string& s) {
+    return Text::Of(utf8::IsValid(s) ? s : utf8::Sanitize(s), data);
+  };
   switch (json.type()) {
     case Type::boolean:
-      return Value(json.get<bool>());
+      return Value(json.get<bool>()).MarkedIf(data);
     case Type::number_integer:
-      return Value(json.get<int64_t>());
+      return Value(json.get<int64_t>()).MarkedIf(data);
     case Type::number_unsigned: {
       const uint64_t u = json.get<uint64_t>();
-      if (u > static_cast<uint64_t>(INT64_MAX)) return Value(static_cast<double>(u));
-      return Value(static_cast<int64_t>(u));
+      if (u > static_cast<uint64_t>(INT64_MAX)) return Value(static_cast<double>(u)).MarkedIf(data);
+      return Value(static_cast<int64_t>(u)).MarkedIf(data);
     }
     case Type::number_float:
-      return Value(json.get<double>());
-    case Type::string: {
-      const auto& text = json.get_ref<const std::string&>();
-      return Value(utf8::IsValid(text) ? text : utf8::Sanitize(text));
-    }
+      return Value(json.get<double>()).MarkedIf(data);
+    case Type::string:
+      return Value(text(json.get_ref<const std::string&>()));
     case Type::array: {
       std::vector<Value> items;
       items.reserve(json.size());
-      for (const auto& item : json) items.push_back(FromJson(item, depth + 1));
-      return MakeList(std::move(items));
+      for (const auto& item : json) items.push_back(FromJson(item, data, depth + 1));
+      return MakeList(std::move(items)).MarkedIf(data);
     }
     case Type::object: {
       Dict dict;
-      for (const auto& [key, item] : json.items()) {
-        dict.Set(Value(utf8::IsValid(key) ? key : utf8::Sanitize(key)), FromJson(item, depth + 1));
-      }
-      return MakeDict(std::move(dict));
+      for (const auto& [key, item] : json.items()) dict.Set(text(key), FromJson(item, data, depth + 1));
+      return MakeDict(std::move(dict)).MarkedIf(data);
     }
     default:
-      return Value();
+      return Value().MarkedIf(data);
   }
 }
 
@@ -155,37 +184,85 @@ const char* Value::TypeName() const {
   return "object";
 }
 
+namespace {
+
+// Appends what tells `key` from every other key that is not equal to it. Values that Python compares equal
+// (1, 1.0, True) give the same.
+void HashKey(const Value& key, std::string& out, Budget& budget) {
+  budget.Step();
+  const auto pointer = [&](const void* p) { absl::StrAppend(&out, "@", reinterpret_cast<uintptr_t>(p)); };
+  if (key.is_string()) {
+    budget.Read(key.str().size());
+    absl::StrAppend(&out, "s", key.str().size(), ":", key.str());
+  } else if (key.is_none() || key.is_undefined()) {
+    out += key.is_none() ? 'N' : 'U';
+  } else if (key.is_integral()) {
+    absl::StrAppend(&out, "i", key.as_int());
+  } else if (key.is_float()) {
+    const double d = key.as_double();
+    if (d == std::floor(d) && std::fabs(d) < 9e18) {
+      absl::StrAppend(&out, "i", static_cast<int64_t>(d));
+    } else {
+      absl::StrAppend(&out, "f", ReprFloat(d));
+    }
+  } else if (key.is_dict() || key.is_seq(SeqKind::kList)) {
+    TypeError(absl::StrCat("unhashable type: '", key.TypeName(), "'"));
+  } else if (key.is_seq() && key.seq().kind != SeqKind::kGenerator) {
+    absl::StrAppend(&out, "(", static_cast<int>(key.seq().kind), " ");
+    for (const Value& item : key.seq().items) HashKey(item, out, budget);
+    out += ')';
+  } else if (key.is_seq()) {
+    pointer(&key.seq());
+  } else if (key.is_namespace()) {
+    pointer(key.ns().members.get());
+  } else if (key.is_callable()) {
+    pointer(&key.callable());
+  } else {
+    pointer(&key.loop());
+  }
+}
+
+}  // namespace
+
 const Value* Dict::Find(std::string_view key) const {
   const auto it = index.find(Sv(key));
   return it == index.end() ? nullptr : &entries[it->second].second;
 }
 
-const Value* Dict::Find(const Value& key) const {
+const Value* Dict::Find(const Value& key, Budget& budget) const {
   if (key.is_string()) return Find(std::string_view(key.str()));
-  if (index.size() == entries.size()) return nullptr;  // string keys only
-  Budget unlimited(UINT64_MAX, UINT64_MAX, SIZE_MAX);
-  for (const auto& [k, v] : entries) {
-    if (Equal(k, key, unlimited)) return &v;
-  }
-  return nullptr;
+  std::string hash;
+  HashKey(key, hash, budget);
+  const auto it = others.find(hash);
+  return it == others.end() ? nullptr : &entries[it->second].second;
 }
 
-void Dict::Set(Value key, Value value) {
-  if (key.is_dict() || key.is_seq(SeqKind::kList)) {
-    TypeError(absl::StrCat("unhashable type: '", key.TypeName(), "'"));
-  }
+void Dict::Set(Text key, Value value) {
   depth = std::max(depth, value.depth() + 1);
-  if (const Value* old = Find(key)) {
-    *const_cast<Value*>(old) = std::move(value);
-    return;
+  const auto [it, added] = index.try_emplace(key.str(), entries.size());
+  if (added) {
+    entries.emplace_back(std::move(key), std::move(value));
+  } else {
+    entries[it->second].second = std::move(value);
   }
-  if (key.is_string()) index.emplace(key.str(), entries.size());
-  entries.emplace_back(std::move(key), std::move(value));
+}
+
+void Dict::Set(Value key, Value value, Budget& budget) {
+  if (key.is_string()) return Set(key.text(), std::move(value));
+  std::string hash;
+  HashKey(key, hash, budget);
+  depth = std::max({depth, value.depth() + 1, key.depth() + 1});
+  const auto [it, added] = others.try_emplace(std::move(hash), entries.size());
+  if (added) {
+    entries.emplace_back(std::move(key), std::move(value));
+  } else {
+    entries[it->second].second = std::move(value);
+  }
 }
 
 const Value* Args::Keyword(std::string_view name) const {
-  for (const auto& [key, value] : keyword) {
-    if (key == name) return &value;
+  for (const KeywordArg& arg : keyword) {
+    if (arg.name == name) return &arg.value;
   }
   return nullptr;
 }
@@ -216,17 +293,22 @@ std::string ReprFloat(double d) {
 
 namespace {
 
-// Writers append to one string; the budget sees the growth in steps.
+// Writers append to one text; the budget sees the growth in steps. `data` of what is written: the value is
+// the request's, or one that holds it is.
 struct Writer {
   Budget& budget;
-  std::string out;
+  Text out;
 
-  void Append(std::string_view text) {
+  void Append(std::string_view text, bool data) {
     budget.Allocate(text.size());
-    out.append(text);
+    if (data) {
+      out.AppendData(text);
+    } else {
+      out.AppendTrusted(text);
+    }
   }
 
-  void ReprString(const std::string& s) {
+  void ReprString(const std::string& s, bool data) {
     const bool doubles = s.find('\'') != s.npos && s.find('"') == s.npos;
     const char quote = doubles ? '"' : '\'';
     std::string text(1, quote);
@@ -253,97 +335,98 @@ struct Writer {
       }
     }
     text.push_back(quote);
-    Append(text);
+    Append(text, data);
   }
 
-  void ReprItems(const std::vector<Value>& items, int depth) {
+  void ReprItems(const std::vector<Value>& items, int depth, bool data) {
     bool first = true;
     for (const Value& item : items) {
-      if (!first) Append(", ");
+      if (!first) Append(", ", data);
       first = false;
-      Repr(item, depth + 1);
+      Repr(item, depth + 1, data);
     }
   }
 
-  void ReprDict(const Dict& dict, int depth) {
-    Append("{");
+  void ReprDict(const Dict& dict, int depth, bool data) {
+    Append("{", data);
     bool first = true;
     for (const auto& [key, value] : dict.entries) {
-      if (!first) Append(", ");
+      if (!first) Append(", ", data);
       first = false;
-      Repr(key, depth + 1);
-      Append(": ");
-      Repr(value, depth + 1);
+      Repr(key, depth + 1, data);
+      Append(": ", data);
+      Repr(value, depth + 1, data);
     }
-    Append("}");
+    Append("}", data);
   }
 
-  void Repr(const Value& v, int depth) {
+  void Repr(const Value& v, int depth, bool data) {
+    data = data || v.is_data();
     budget.Step();
     CheckDepth(depth);  // a namespace may hold itself
     if (v.is_undefined()) {
-      Append("Undefined");
+      Append("Undefined", data);
     } else if (v.is_none()) {
-      Append("None");
+      Append("None", data);
     } else if (v.is_bool()) {
-      Append(v.as_bool() ? "True" : "False");
+      Append(v.as_bool() ? "True" : "False", data);
     } else if (v.is_int()) {
-      Append(std::to_string(v.as_int()));
+      Append(std::to_string(v.as_int()), data);
     } else if (v.is_float()) {
-      Append(ReprFloat(v.as_double()));
+      Append(ReprFloat(v.as_double()), data);
     } else if (v.is_string()) {
-      ReprString(v.str());
+      ReprString(v.str(), data);
     } else if (v.is_dict()) {
-      ReprDict(v.dict(), depth);
+      ReprDict(v.dict(), depth, data);
     } else if (v.is_namespace()) {
-      Append("<Namespace ");
-      ReprDict(*v.ns().members, depth);
-      Append(">");
+      Append("<Namespace ", data);
+      ReprDict(*v.ns().members, depth, data);
+      Append(">", data);
     } else if (v.is_seq()) {
-      ReprSeq(v, depth);
+      ReprSeq(v, depth, data);
     } else if (v.is_loop()) {
-      Append(absl::StrCat("<LoopContext ", v.loop().at + 1, "/", v.loop().items.size(), ">"));
+      Append(absl::StrCat("<LoopContext ", v.loop().at + 1, "/", v.loop().items.size(), ">"), data);
     } else {
-      Append(absl::StrCat("<function ", v.callable().name, ">"));
+      Append(absl::StrCat("<function ", v.callable().name, ">"), data);
     }
   }
 
-  void ReprSeq(const Value& v, int depth) {
+  void ReprSeq(const Value& v, int depth, bool data) {
     const Seq& seq = v.seq();
     switch (seq.kind) {
       case SeqKind::kList:
-        Append("[");
-        ReprItems(seq.items, depth);
-        Append("]");
+        Append("[", data);
+        ReprItems(seq.items, depth, data);
+        Append("]", data);
         return;
       case SeqKind::kTuple:
-        Append("(");
-        ReprItems(seq.items, depth);
-        Append(seq.items.size() == 1 ? ",)" : ")");
+        Append("(", data);
+        ReprItems(seq.items, depth, data);
+        Append(seq.items.size() == 1 ? ",)" : ")", data);
         return;
       case SeqKind::kGenerator:
-        Append("<generator object>");
+        Append("<generator object>", data);
         return;
       case SeqKind::kRange: {
         const auto n = static_cast<int64_t>(seq.items.size());
         const int64_t first = n > 0 ? seq.items[0].as_int() : 0;
         const int64_t step = n > 1 ? seq.items[1].as_int() - first : 1;
-        Append(absl::StrCat("range(", first, ", ", first + n * step));
-        Append(step == 1 ? ")" : absl::StrCat(", ", step, ")"));
+        Append(absl::StrCat("range(", first, ", ", first + n * step), data);
+        Append(step == 1 ? ")" : absl::StrCat(", ", step, ")"), data);
         return;
       }
       case SeqKind::kDictItems:
       case SeqKind::kDictKeys:
       case SeqKind::kDictValues:
-        Append(absl::StrCat(v.TypeName(), "(["));
-        ReprItems(seq.items, depth);
-        Append("])");
+        Append(absl::StrCat(v.TypeName(), "(["), data);
+        ReprItems(seq.items, depth, data);
+        Append("])", data);
         return;
     }
   }
 
   // --- JSON ---
-  void JsonString(const std::string& s, bool ascii) {
+  void JsonString(const std::string& s, bool ascii, bool data) {
     std::string text = "\"";
     for (size_t pos = 0; pos < s.size();) {
       const size_t begin = pos;
@@ -381,7 +464,7 @@ struct Writer {
       }
     }
     text.push_back('"');
-    Append(text);
+    Append(text, data);
   }
 
   std::string JsonScalar(const Value& v) {
@@ -394,40 +477,40 @@ struct Writer {
     return ReprFloat(d);
   }
 
-  void NewLine(const JsonStyle& style, int level) {
+  void NewLine(const JsonStyle& style, int level, bool data) {
     if (!style.pretty) return;
-    std::string text = "\n";
-    for (int i = 0; i < level; ++i) text += style.indent;
-    Append(text);
+    Append("\n", data);
+    for (int i = 0; i < level; ++i) Append(style.indent, data);
   }
 
-  void Json(const Value& v, const JsonStyle& style, int level) {
+  void Json(const Value& v, const JsonStyle& style, int level, bool data) {
+    data = data || v.is_data();
     budget.Step();
     if (v.is_string()) {
-      JsonString(v.str(), style.ensure_ascii);
+      JsonString(v.str(), style.ensure_ascii, data);
     } else if (v.is_none() || v.is_number()) {
-      Append(JsonScalar(v));
+      Append(JsonScalar(v), data);
     } else if (v.is_seq(SeqKind::kList) || v.is_seq(SeqKind::kTuple)) {
-      if (v.seq().items.empty()) return Append("[]");
-      Append("[");
+      if (v.seq().items.empty()) return Append("[]", data);
+      Append("[", data);
       bool first = true;
       for (const Value& item : v.seq().items) {
-        if (!first) Append(style.item_separator);
+        if (!first) Append(style.item_separator, data);
         first = false;
-        NewLine(style, level + 1);
-        Json(item, style, level + 1);
+        NewLine(style, level + 1, data);
+        Json(item, style, level + 1, data);
       }
-      NewLine(style, level);
-      Append("]");
+      NewLine(style, level, data);
+      Append("]", data);
     } else if (v.is_dict()) {
-      JsonDict(v.dict(), style, level);
+      JsonDict(v.dict(), style, level, data);
     } else {
       TypeError(absl::StrCat("Object of type ", v.TypeName(), " is not JSON serializable"));
     }
   }
 
-  void JsonDict(const Dict& dict, const JsonStyle& style, int level) {
-    if (dict.entries.empty()) return Append("{}");
+  void JsonDict(const Dict& dict, const JsonStyle& style, int level, bool data) {
+    if (dict.entries.empty()) return Append("{}", data);
     std::vector<const std::pair<Value, Value>*> entries;
     for (const auto& entry : dict.entries) entries.push_back(&entry);
     if (style.sort_keys) {
@@ -435,38 +518,38 @@ struct Writer {
         return Compare(a->first, b->first, "<", budget) < 0;
       });
     }
-    Append("{");
+    Append("{", data);
     bool first = true;
     for (const auto* entry : entries) {
-      if (!first) Append(style.item_separator);
+      if (!first) Append(style.item_separator, data);
       first = false;
-      NewLine(style, level + 1);
+      NewLine(style, level + 1, data);
       const Value& key = entry->first;
       if (key.is_string()) {
-        JsonString(key.str(), style.ensure_ascii);
+        JsonString(key.str(), style.ensure_ascii, data || key.is_data());
       } else if (key.is_none() || key.is_number()) {
-        JsonString(JsonScalar(key), style.ensure_ascii);
+        JsonString(JsonScalar(key), style.ensure_ascii, data || key.is_data());
       } else {
         TypeError(absl::StrCat("keys must be str, int, float, bool or None, not ", key.TypeName()));
       }
-      Append(style.key_separator);
-      Json(entry->second, style, level + 1);
+      Append(style.key_separator, data);
+      Json(entry->second, style, level + 1, data);
     }
-    NewLine(style, level);
-    Append("}");
+    NewLine(style, level, data);
+    Append("}", data);
   }
 };
 
 }  // namespace
 
-std::string Repr(const Value& value, Budget& budget) {
+Text Repr(const Value& value, Budget& budget) {
   Writer writer{budget, {}};
-  writer.Repr(value, 0);
+  writer.Repr(value, 0, false);
   return std::move(writer.out);
 }
 
-std::string ToStr(const Value& value, Budget& budget) {
-  if (value.is_string()) return value.str();
+Text ToStr(const Value& value, Budget& budget) {
+  if (value.is_string()) return value.text();
   if (value.is_undefined()) {
     if (value.undefined().type == "SecurityError") value.RaiseUndefined();
     return {};
@@ -474,9 +557,9 @@ std::string ToStr(const Value& value, Budget& budget) {
   return Repr(value, budget);
 }
 
-std::string ToJson(const Value& value, const JsonStyle& style, Budget& budget) {
+Text ToJson(const Value& value, const JsonStyle& style, Budget& budget) {
   Writer writer{budget, {}};
-  writer.Json(value, style, 0);
+  writer.Json(value, style, 0, false);
   return std::move(writer.out);
 }
 
@@ -514,7 +597,11 @@ bool Equal(const Value& a, const Value& b, Budget& budget) {
     if (a.is_integral() && b.is_integral()) return a.as_int() == b.as_int();
     return a.as_double() == b.as_double();
   }
-  if (a.is_string() || b.is_string()) return a.is_string() && b.is_string() && a.str() == b.str();
+  if (a.is_string() || b.is_string()) {
+    if (!a.is_string() || !b.is_string() || a.str().size() != b.str().size()) return false;
+    budget.Read(a.str().size());
+    return a.str() == b.str();
+  }
   if (a.is_seq() && b.is_seq()) {
     if (&a.seq() == &b.seq()) return true;
     if (a.seq().kind != b.seq().kind || a.seq().kind == SeqKind::kGenerator) return false;
@@ -529,7 +616,7 @@ bool Equal(const Value& a, const Value& b, Budget& budget) {
   if (a.is_dict() && b.is_dict()) {
     if (a.dict().entries.size() != b.dict().entries.size()) return false;
     for (const auto& [key, value] : a.dict().entries) {
-      const Value* other = b.dict().Find(key);
+      const Value* other = b.dict().Find(key, budget);
       if (other == nullptr || !Equal(value, *other, budget)) return false;
     }
     return true;
@@ -549,7 +636,10 @@ int Compare(const Value& a, const Value& b, const char* op, Budget& budget) {
     return a.as_double() < b.as_double() ? -1 : a.as_double() > b.as_double();
   }
   // UTF-8 sorts by bytes as its characters do by code point.
-  if (a.is_string() && b.is_string()) return std::clamp(a.str().compare(b.str()), -1, 1);
+  if (a.is_string() && b.is_string()) {
+    budget.Read(std::min(a.str().size(), b.str().size()));
+    return std::clamp(a.str().compare(b.str()), -1, 1);
+  }
   if (a.is_seq() && b.is_seq() && a.seq().kind == b.seq().kind &&
       (a.seq().kind == SeqKind::kList || a.seq().kind == SeqKind::kTuple)) {
     const auto& x = a.seq().items;
@@ -589,11 +679,12 @@ std::vector<Value> Iterate(const Value& value, Budget& budget) {
     const std::string& s = value.str();
     const size_t n = utf8::Count(s);
     budget.Step(n);
-    budget.Allocate(n * 2 * sizeof(Value));
+    budget.Allocate(n * (kStringOverhead + sizeof(Value)));
+    items.reserve(n);
     for (size_t pos = 0; pos < s.size();) {
       const size_t begin = pos;
       utf8::Next(s, pos);
-      items.emplace_back(s.substr(begin, pos - begin));
+      items.emplace_back(value.text().Substr(begin, pos));
     }
     return items;
   }
@@ -619,14 +710,14 @@ bool Contains(const Value& container, const Value& item, Budget& budget) {
     if (!item.is_string()) {
       TypeError(absl::StrCat("'in <string>' requires string as left operand, not ", item.TypeName()));
     }
-    budget.Step(1 + container.str().size() / 64);
-    return container.str().find(item.str()) != std::string::npos;
+    budget.Read(container.str().size());
+    return FindBytes(container.str(), item.str()) != std::string::npos;
   }
   if (container.is_dict()) {
     if (item.is_dict() || item.is_seq(SeqKind::kList)) {
       TypeError(absl::StrCat("unhashable type: '", item.TypeName(), "'"));
     }
-    return container.dict().Find(item) != nullptr;
+    return container.dict().Find(item, budget) != nullptr;
   }
   if (!container.is_seq() && !container.is_undefined()) {
     TypeError(absl::StrCat("argument of type '", container.TypeName(), "' is not iterable"));

@@ -1,11 +1,11 @@
-#include "server/model/text/jinja_interpreter.h"
+#include "server/model/template/jinja_interpreter.h"
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
-#include "server/model/text/utf8.h"
+#include "server/model/strings/utf8.h"
 
 namespace tidepool::jinja {
 
@@ -110,7 +110,10 @@ Value FloatOp(const std::string& op, double a, double b) {
 
 Interpreter::Interpreter(const Options& options, std::shared_ptr<Scope> root)
     : options_(options),
-      budget_(options.steps_max, options.alloc_bytes_max, options.output_bytes_max),
+      budget_({.steps_max = options.steps_max,
+               .alloc_bytes_max = options.alloc_bytes_max,
+               .single_bytes_max = options.output_bytes_max,
+               .time_max = options.time_max}),
       root_(std::move(root)) {}
 
 Interpreter::~Interpreter() {
@@ -121,15 +124,15 @@ Interpreter::~Interpreter() {
   for (const auto& scope : captured_) scope->variables.clear();
 }
 
-std::string Interpreter::Run(const Template& parsed) {
-  std::string out;
+MarkedText Interpreter::Run(const Template& parsed) {
+  Text out;
   try {
     Exec(parsed.body, Child(root_), out);
   } catch (Failure& failure) {
     failure.message = absl::StrCat("line ", line_, ": ", failure.type, ": ", failure.message);
     throw;
   }
-  return out;
+  return std::move(out).Release();
 }
 
 Value Interpreter::MakeNamespace(Dict members) {
@@ -138,23 +141,32 @@ Value Interpreter::MakeNamespace(Dict members) {
   return Value(Value::Namespace{namespaces_.back()});
 }
 
-void Interpreter::Output(std::string_view text, std::string& out) {
-  if (text.size() > options_.output_bytes_max - std::min(out.size(), options_.output_bytes_max)) {
+void Interpreter::CheckOutput(size_t bytes, const Text& out) {
+  if (bytes > options_.output_bytes_max - std::min(out.size(), options_.output_bytes_max)) {
     throw Failure{Failure::kLimit, "LimitError",
                   absl::StrCat("output of more than ", options_.output_bytes_max, " bytes")};
   }
-  budget_.Allocate(text.size());
-  out.append(text);
+  budget_.Allocate(bytes + sizeof(ByteRange));
 }
 
-std::string Interpreter::Capture(const Block& block, const std::shared_ptr<Scope>& scope) {
-  std::string text;
+void Interpreter::Print(const Value& value, Text& out) {
+  if (value.is_string()) {
+    CheckOutput(value.text().cost(), out);
+    out.Append(value.text());
+  } else {
+    const Text text = Str(value);
+    CheckOutput(text.cost(), out);
+    out.Append(text);
+  }
+}
+
+Text Interpreter::Capture(const Block& block, const std::shared_ptr<Scope>& scope) {
+  Text text;
   Exec(block, scope, text);
   return text;
 }
 
-Interpreter::Signal Interpreter::Exec(const Block& block, const std::shared_ptr<Scope>& scope,
-                                      std::string& out) {
+Interpreter::Signal Interpreter::Exec(const Block& block, const std::shared_ptr<Scope>& scope, Text& out) {
   Depth depth(*this);
   for (const auto& stmt : block) {
     budget_.Step();
@@ -164,15 +176,14 @@ Interpreter::Signal Interpreter::Exec(const Block& block, const std::shared_ptr<
   return Signal::kNone;
 }
 
-Interpreter::Signal Interpreter::ExecOne(const Stmt& stmt, const std::shared_ptr<Scope>& scope,
-                                         std::string& out) {
+Interpreter::Signal Interpreter::ExecOne(const Stmt& stmt, const std::shared_ptr<Scope>& scope, Text& out) {
   switch (stmt.kind) {
     case StmtKind::kText:
-      Output(stmt.text, out);
+      CheckOutput(stmt.text.size(), out);
+      out.AppendTrusted(stmt.text);
       break;
     case StmtKind::kOutput: {
-      const Value value = Eval(*stmt.expr, scope);
-      Output(value.is_string() ? value.str() : Str(value), out);
+      Print(Eval(*stmt.expr, scope), out);
       break;
     }
     case StmtKind::kIf:
@@ -197,14 +208,13 @@ Interpreter::Signal Interpreter::ExecOne(const Stmt& stmt, const std::shared_ptr
     case StmtKind::kCallBlock: {
       const Value callee = Eval(*stmt.expr->items[0], scope);
       Args args = EvalArgs(stmt.expr->args, scope);
-      args.keyword.emplace_back("caller", MakeMacro("caller", stmt, scope));
-      const Value value = Call(callee, args);
-      Output(Str(value), out);
+      args.keyword.push_back({"caller", MakeMacro("caller", stmt, scope)});
+      Print(Call(callee, args), out);
       break;
     }
     case StmtKind::kFilterBlock: {
       const Value body = Made(Capture(stmt.body, Child(scope)));
-      Output(Str(EvalFilter(*stmt.filter, scope, &body)), out);
+      Print(EvalFilter(*stmt.filter, scope, &body), out);
       break;
     }
     case StmtKind::kWith: {
@@ -222,8 +232,7 @@ Interpreter::Signal Interpreter::ExecOne(const Stmt& stmt, const std::shared_ptr
   return Signal::kNone;
 }
 
-Interpreter::Signal Interpreter::ExecFor(const Stmt& stmt, const std::shared_ptr<Scope>& scope,
-                                         std::string& out) {
+Interpreter::Signal Interpreter::ExecFor(const Stmt& stmt, const std::shared_ptr<Scope>& scope, Text& out) {
   auto loop = std::make_shared<Loop>();
   loop->items = Iterate(Eval(*stmt.expr, scope), budget_);
   if (const Value outer = Lookup("loop", scope.get()); outer.is_loop()) loop->depth = outer.loop().depth + 1;
@@ -258,7 +267,7 @@ void Interpreter::Assign(const Target& target, const Value& value, const std::sh
       if (!object.is_namespace()) {
         Fail("TemplateRuntimeError", "cannot assign attribute on non-namespace object");
       }
-      object.ns().members->Set(Value(target.attribute), value);
+      object.ns().members->Set(Text::Trusted(target.attribute), value);
       return;
     }
     case Target::kTuple: {
@@ -304,8 +313,8 @@ Value Interpreter::RunMacro(const std::string& name, const Stmt& stmt, const std
       given = &args.positional[used++];
     } else {
       for (size_t k = 0; k < args.keyword.size(); ++k) {
-        if (args.keyword[k].first != param.name) continue;
-        given = &args.keyword[k].second;
+        if (args.keyword[k].name != param.name) continue;
+        given = &args.keyword[k].value;
         taken[k] = true;
       }
     }
@@ -324,11 +333,12 @@ Value Interpreter::RunMacro(const std::string& name, const Stmt& stmt, const std
   bool caller = false;
   for (size_t k = 0; k < args.keyword.size(); ++k) {
     if (taken[k]) continue;
-    if (args.keyword[k].first == "caller") {
-      inner->variables.insert_or_assign("caller", args.keyword[k].second);
+    const KeywordArg& arg = args.keyword[k];
+    if (arg.name == "caller") {
+      inner->variables.insert_or_assign("caller", arg.value);
       caller = true;
     } else {
-      more.Set(Value(args.keyword[k].first), args.keyword[k].second);
+      more.Set(Text::Of(arg.name, arg.data), arg.value);
     }
   }
   if (!caller && name != "caller") {
@@ -353,7 +363,7 @@ Value Interpreter::Lookup(const std::string& name, const Scope* scope) const {
 Args Interpreter::EvalArgs(const CallArgs& args, const std::shared_ptr<Scope>& scope) {
   Args result;
   for (const auto& arg : args.positional) result.positional.push_back(Eval(*arg, scope));
-  for (const auto& [name, arg] : args.keyword) result.keyword.emplace_back(name, Eval(*arg, scope));
+  for (const auto& [name, arg] : args.keyword) result.keyword.push_back({name, Eval(*arg, scope)});
   if (args.star != nullptr) {
     for (Value& value : Iterate(Eval(*args.star, scope), budget_))
       result.positional.push_back(std::move(value));
@@ -363,7 +373,7 @@ Args Interpreter::EvalArgs(const CallArgs& args, const std::shared_ptr<Scope>& s
     if (!more.is_dict()) TypeError("argument after ** must be a mapping");
     for (const auto& [key, value] : more.dict().entries) {
       if (!key.is_string()) TypeError("keywords must be strings");
-      result.keyword.emplace_back(key.str(), value);
+      result.keyword.push_back({key.str(), value, key.is_data()});
     }
   }
   return result;
@@ -390,7 +400,7 @@ Value Interpreter::Eval(const Expr& expr, const std::shared_ptr<Scope>& scope) {
       budget_.Allocate(expr.items.size() * sizeof(Value));
       for (size_t i = 0; i + 1 < expr.items.size(); i += 2) {
         Value key = Eval(*expr.items[i], scope);
-        dict.Set(std::move(key), Eval(*expr.items[i + 1], scope));
+        dict.Set(std::move(key), Eval(*expr.items[i + 1], scope), budget_);
       }
       return Value::MakeDict(std::move(dict));
     }
@@ -419,11 +429,14 @@ Value Interpreter::Eval(const Expr& expr, const std::shared_ptr<Scope>& scope) {
       const Value value = Eval(*expr.items[0], scope);
       if (expr.name == "not") return Value(!value.Truthy());
       value.Require();
-      if (value.is_float()) return Value(expr.name == "-" ? -value.as_double() : value.as_double());
+      const bool data = value.is_data();
+      if (value.is_float()) {
+        return Value(expr.name == "-" ? -value.as_double() : value.as_double()).MarkedIf(data);
+      }
       if (!value.is_integral()) {
         TypeError(absl::StrCat("bad operand type for unary ", expr.name, ": '", value.TypeName(), "'"));
       }
-      return expr.name == "-" ? IntOp("-", 0, value.as_int()) : Value(value.as_int());
+      return (expr.name == "-" ? IntOp("-", 0, value.as_int()) : Value(value.as_int())).MarkedIf(data);
     }
     case ExprKind::kBinary: {
       Value left = Eval(*expr.items[0], scope);
@@ -434,10 +447,15 @@ Value Interpreter::Eval(const Expr& expr, const std::shared_ptr<Scope>& scope) {
       return Binary(expr.name, left, right);
     }
     case ExprKind::kConcat: {
-      std::string text;
+      Text text;
       for (const auto& item : expr.items) {
-        text += Str(Eval(*item, scope));
-        if (text.size() > options_.output_bytes_max) break;  // Made raises it
+        const Value value = Eval(*item, scope);
+        if (value.is_string()) {
+          text.Append(value.text());
+        } else {
+          text.Append(Str(value));
+        }
+        if (text.cost() > options_.output_bytes_max) break;  // Made raises it
       }
       return Made(std::move(text));
     }
@@ -478,12 +496,17 @@ Value Interpreter::EvalFilter(const Expr& expr, const std::shared_ptr<Scope>& sc
 Value Interpreter::ApplyFilter(const std::string& name, const Value& input, Args& args) {
   const FilterFn filter = FindFilter(name);
   if (filter == nullptr) Fail("TemplateRuntimeError", absl::StrCat("No filter named '", name, "' found."));
-  return filter(*this, input, args);
+  if (input.is_string()) budget_.Read(input.str().size());
+  Value result = filter(*this, input, args);
+  // What is made of a list or a mapping of the request prints as data: its brackets too.
+  const bool container = result.is_seq() || result.is_dict();
+  return std::move(result).MarkedIf(container && input.is_data());
 }
 
 bool Interpreter::ApplyTest(const std::string& name, const Value& input, Args& args) {
   const TestFn test = FindTest(name);
   if (test == nullptr) Fail("TemplateRuntimeError", absl::StrCat("No test named '", name, "' found."));
+  if (input.is_string()) budget_.Read(input.str().size());
   return test(*this, input, args);
 }
 
@@ -502,49 +525,64 @@ bool Interpreter::CompareOp(const std::string& op, const Value& left, const Valu
   return order >= 0;
 }
 
-Value Interpreter::Binary(const std::string& op, const Value& left, const Value& right) {
-  if (left.is_integral() && right.is_integral()) return IntOp(op, left.as_int(), right.as_int());
-  if (left.is_number() && right.is_number()) return FloatOp(op, left.as_double(), right.as_double());
-  if (op == "+" && left.is_string() && right.is_string()) {
-    if (left.is_safe() || right.is_safe()) {
-      const auto escaped = [](const Value& v) { return v.is_safe() ? v.str() : EscapeHtml(v.str()); };
-      std::string text = escaped(left) + escaped(right);
-      budget_.Allocate(text.size());
-      return Value::Safe(std::move(text));
+Value Interpreter::Add(const Value& left, const Value& right) {
+  Text text;
+  const bool safe = left.is_safe() || right.is_safe();
+  for (const Value* part : {&left, &right}) {
+    if (safe && !part->is_safe()) {
+      text.Append(Text::Of(EscapeHtml(part->str()), part->is_data()));
+    } else {
+      text.Append(part->text());
     }
-    budget_.Allocate(left.str().size() + right.str().size());
-    return Value(absl::StrCat(left.str(), right.str()));
   }
+  budget_.Allocate(text.cost() + kStringOverhead);
+  return safe ? Value::Safe(std::move(text)) : Value(std::move(text));
+}
+
+Value Interpreter::Repeat(const Value& what, int64_t times) {
+  const auto n = static_cast<uint64_t>(std::clamp<int64_t>(times, 0, INT32_MAX));
+  if (what.is_string()) {
+    const Text& source = what.text();
+    budget_.Allocate(source.cost() * n + kStringOverhead);
+    Text text;
+    if (source.empty()) return Value(std::move(text));
+    text.Reserve(source.size() * n);
+    for (uint64_t i = 0; i < n; ++i) text.Append(source);
+    return Value(std::move(text));
+  }
+  const auto& source = what.seq().items;
+  budget_.Allocate(source.size() * n * sizeof(Value));
+  std::vector<Value> items;
+  if (!source.empty()) {
+    for (uint64_t i = 0; i < n; ++i) items.insert(items.end(), source.begin(), source.end());
+  }
+  return Value::MakeSeq(what.seq().kind, std::move(items)).MarkedIf(what.is_data());
+}
+
+Value Interpreter::Binary(const std::string& op, const Value& left, const Value& right) {
+  const bool data = left.is_data() || right.is_data();
+  if (left.is_integral() && right.is_integral()) {
+    return IntOp(op, left.as_int(), right.as_int()).MarkedIf(data);
+  }
+  if (left.is_number() && right.is_number()) {
+    return FloatOp(op, left.as_double(), right.as_double()).MarkedIf(data);
+  }
+  if (op == "+" && left.is_string() && right.is_string()) return Add(left, right);
   const bool left_seq = left.is_seq(SeqKind::kList) || left.is_seq(SeqKind::kTuple);
   if (op == "+" && left_seq && right.is_seq(left.seq().kind)) {
     std::vector<Value> items = left.seq().items;
     budget_.Allocate((items.size() + right.seq().items.size()) * sizeof(Value));
     items.insert(items.end(), right.seq().items.begin(), right.seq().items.end());
-    return Value::MakeSeq(left.seq().kind, std::move(items));
+    return Value::MakeSeq(left.seq().kind, std::move(items)).MarkedIf(data);
   }
   if (op == "*" && left.is_integral() && !right.is_integral()) return Binary(op, right, left);
-  if (op == "*" && right.is_integral() && (left.is_string() || left_seq)) {
-    const auto n = static_cast<uint64_t>(std::clamp<int64_t>(right.as_int(), 0, INT32_MAX));
-    if (left.is_string()) {
-      budget_.Allocate(left.str().size() * n);
-      std::string text;
-      text.reserve(left.str().size() * n);
-      if (!left.str().empty()) {
-        for (uint64_t i = 0; i < n; ++i) text += left.str();
-      }
-      return Value(std::move(text));
-    }
-    const auto& source = left.seq().items;
-    budget_.Allocate(source.size() * n * sizeof(Value));
-    std::vector<Value> items;
-    if (!source.empty()) {
-      for (uint64_t i = 0; i < n; ++i) items.insert(items.end(), source.begin(), source.end());
-    }
-    return Value::MakeSeq(left.seq().kind, std::move(items));
-  }
+  if (op == "*" && right.is_integral() && (left.is_string() || left_seq)) return Repeat(left, right.as_int());
   if (op == "%" && left.is_string()) {
-    return Made(PercentFormat(*this, left.str(),
-                              right.is_seq(SeqKind::kTuple) ? right.seq().items : std::vector<Value>{right}));
+    const bool tuple = right.is_seq(SeqKind::kTuple);
+    // Python takes lists and mappings for a source of named arguments, of which none need be used.
+    const bool all_used = tuple || !(right.is_seq() || right.is_dict());
+    return Made(
+        PercentFormat(*this, left.text(), tuple ? right.seq().items : std::vector<Value>{right}, all_used));
   }
   Unsupported(op, left, right);
 }
@@ -588,7 +626,7 @@ Value Interpreter::Slice(const Expr& expr, const std::shared_ptr<Scope>& scope) 
     for (int64_t i = 0; i < start; ++i) utf8::Next(text, pos);
     size_t end = pos;
     for (int64_t i = start; i < stop; ++i) utf8::Next(text, end);
-    return Made(text.substr(pos, end - pos));
+    return Made(object.text().Substr(pos, end));
   }
   const std::vector<Value> items = object.is_string() ? Iterate(object, budget_) : object.seq().items;
   std::vector<Value> picked;
@@ -597,9 +635,11 @@ Value Interpreter::Slice(const Expr& expr, const std::shared_ptr<Scope>& scope) 
     if (__builtin_add_overflow(i, step, &i)) break;
   }
   budget_.Allocate(picked.size() * sizeof(Value));
-  if (!object.is_string()) return Value::MakeSeq(object.seq().kind, std::move(picked));
-  std::string text;
-  for (const Value& c : picked) text += c.str();
+  if (!object.is_string()) {
+    return Value::MakeSeq(object.seq().kind, std::move(picked)).MarkedIf(object.is_data());
+  }
+  Text text;
+  for (const Value& c : picked) text.Append(c.text());
   return Made(std::move(text));
 }
 
@@ -643,13 +683,13 @@ Value Interpreter::GetAttr(const Value& object, const std::string& name) {
 Value Interpreter::GetItem(const Value& object, const Value& key) {
   object.Require();
   if (object.is_dict()) {
-    if (const Value* value = object.dict().Find(key)) return *value;
+    if (const Value* value = object.dict().Find(key, budget_)) return *value;
   } else if (key.is_integral() && (object.is_string() || object.is_seq(SeqKind::kList) ||
                                    object.is_seq(SeqKind::kTuple) || object.is_seq(SeqKind::kRange))) {
     int64_t i = key.as_int();
     if (object.is_string()) {
       const std::string& text = object.str();
-      budget_.Step(text.size() / 64 + 1);
+      budget_.Read(text.size());
       const int64_t n = Length(object);
       if (i < 0) i += n;
       if (i >= 0 && i < n) {
@@ -657,7 +697,7 @@ Value Interpreter::GetItem(const Value& object, const Value& key) {
         for (int64_t k = 0; k < i; ++k) utf8::Next(text, pos);
         const size_t begin = pos;
         utf8::Next(text, pos);
-        return Value(text.substr(begin, pos - begin));
+        return Value(object.text().Substr(begin, pos));
       }
     } else {
       const auto& items = object.seq().items;
@@ -671,9 +711,9 @@ Value Interpreter::GetItem(const Value& object, const Value& key) {
     if (FindMethod(object, key.str(), method)) return method;
     if (object.is_namespace() || object.is_loop()) return GetAttr(object, key.str());
     return Value::MakeUndefined(
-        absl::StrCat("'", ObjectName(object), "' has no attribute ", Repr(key, budget_)));
+        absl::StrCat("'", ObjectName(object), "' has no attribute ", Repr(key, budget_).str()));
   }
-  return Value::MakeUndefined(absl::StrCat(ObjectName(object), " has no element ", Repr(key, budget_)));
+  return Value::MakeUndefined(absl::StrCat(ObjectName(object), " has no element ", Repr(key, budget_).str()));
 }
 
 }  // namespace tidepool::jinja

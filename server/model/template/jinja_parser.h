@@ -3,7 +3,7 @@
 #include <memory>
 #include <string_view>
 
-#include "server/model/text/jinja_ast.h"
+#include "server/model/template/jinja_ast.h"
 
 namespace tidepool::jinja {
 

@@ -8,9 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "server/model/text/jinja_interpreter.h"
-#include "server/model/text/unicode.h"
-#include "server/model/text/utf8.h"
+#include "server/model/strings/unicode.h"
+#include "server/model/strings/utf8.h"
+#include "server/model/template/jinja_interpreter.h"
 
 namespace tidepool::jinja {
 
@@ -39,11 +39,13 @@ int64_t IntOr(const Value* value, const char* what, int64_t fallback) {
 
 bool BoolOr(const Value* value, bool fallback) { return value == nullptr ? fallback : value->Truthy(); }
 
-const std::string& StrArg(const Value& value, const char* what) {
+const Text& TextArg(const Value& value, const char* what) {
   value.Require();
   if (!value.is_string()) TypeError(absl::StrCat(what, " must be str, not ", value.TypeName()));
-  return value.str();
+  return value.text();
 }
+
+const std::string& StrArg(const Value& value, const char* what) { return TextArg(value, what).str(); }
 
 Value Generator(Interpreter& in, std::vector<Value> items) {
   in.budget().Allocate(items.size() * sizeof(Value));
@@ -59,14 +61,31 @@ Value Pair(Value a, Value b) { return Value::MakeSeq(SeqKind::kTuple, {std::move
 
 // --- text helpers ---
 
-std::vector<Value> SplitSpace(std::string_view text, int64_t max) {
-  std::vector<Value> parts;
+// Pieces of one text, each charged as it is made.
+class Pieces {
+ public:
+  Pieces(Interpreter& in, const Text& whole) : in_(in), whole_(whole) {}
+  // `view`: a view into the whole.
+  void Add(std::string_view view) { items_.push_back(in_.Made(whole_.Substr(view))); }
+  void Reverse() { std::reverse(items_.begin(), items_.end()); }
+  int64_t count() const { return static_cast<int64_t>(items_.size()); }
+  Value List() { return ListOf(in_, std::move(items_)); }
+
+ private:
+  Interpreter& in_;
+  const Text& whole_;
+  std::vector<Value> items_;
+};
+
+Value SplitSpace(Interpreter& in, const Text& whole, int64_t max) {
+  Pieces pieces(in, whole);
+  std::string_view text = whole.str();
   while (true) {
     text = unicode::Strip(text, true, false);
-    if (text.empty()) return parts;
-    if (max >= 0 && static_cast<int64_t>(parts.size()) >= max) {
-      parts.emplace_back(std::string(text));
-      return parts;
+    if (text.empty()) return pieces.List();
+    if (max >= 0 && pieces.count() >= max) {
+      pieces.Add(text);
+      return pieces.List();
     }
     size_t end = 0;
     while (end < text.size()) {
@@ -74,57 +93,71 @@ std::vector<Value> SplitSpace(std::string_view text, int64_t max) {
       if (unicode::IsSpace(utf8::Next(text, next))) break;
       end = next;
     }
-    parts.emplace_back(std::string(text.substr(0, end)));
+    pieces.Add(text.substr(0, end));
     text.remove_prefix(end);
   }
 }
 
-std::vector<Value> SplitBy(std::string_view text, std::string_view separator, int64_t max) {
-  std::vector<Value> parts;
-  while (max < 0 || static_cast<int64_t>(parts.size()) < max) {
-    const size_t at = text.find(separator);
-    if (at == text.npos) break;
-    parts.emplace_back(std::string(text.substr(0, at)));
-    text.remove_prefix(at + separator.size());
-  }
-  parts.emplace_back(std::string(text));
-  return parts;
-}
-
-std::vector<Value> RSplitBy(std::string_view text, std::string_view separator, int64_t max) {
-  std::vector<Value> parts;
-  while (max < 0 || static_cast<int64_t>(parts.size()) < max) {
-    const size_t at = text.rfind(separator);
-    if (at == text.npos) break;
-    parts.emplace_back(std::string(text.substr(at + separator.size())));
-    text = text.substr(0, at);
-  }
-  parts.emplace_back(std::string(text));
-  std::reverse(parts.begin(), parts.end());
-  return parts;
-}
-
-std::vector<Value> RSplitSpace(std::string_view text, int64_t max) {
-  std::vector<Value> parts;
+Value RSplitSpace(Interpreter& in, const Text& whole, int64_t max) {
+  Pieces pieces(in, whole);
+  std::string_view text = whole.str();
   while (true) {
     text = unicode::Strip(text, false, true);
     if (text.empty()) break;
-    if (max >= 0 && static_cast<int64_t>(parts.size()) >= max) {
-      parts.emplace_back(std::string(text));
+    if (max >= 0 && pieces.count() >= max) {
+      pieces.Add(text);
       break;
     }
-    const std::vector<Value> words = SplitSpace(text, -1);
-    const std::string last = words.back().str();
-    parts.emplace_back(last);
-    text.remove_suffix(last.size());
+    size_t begin = text.size();
+    while (begin > 0) {
+      size_t before = begin - 1;
+      while (before > 0 && (static_cast<unsigned char>(text[before]) & 0xC0) == 0x80) --before;
+      size_t pos = before;
+      if (unicode::IsSpace(utf8::Next(text, pos))) break;
+      begin = before;
+    }
+    pieces.Add(text.substr(begin));
+    text = text.substr(0, begin);
   }
-  std::reverse(parts.begin(), parts.end());
-  return parts;
+  pieces.Reverse();
+  return pieces.List();
 }
 
-std::vector<std::string> SplitLines(std::string_view text, bool keep_ends) {
-  std::vector<std::string> lines;
+Value SplitBy(Interpreter& in, const Text& whole, std::string_view separator, int64_t max) {
+  Pieces pieces(in, whole);
+  std::string_view text = whole.str();
+  while (max < 0 || pieces.count() < max) {
+    const size_t at = FindBytes(text, separator);
+    if (at == text.npos) break;
+    pieces.Add(text.substr(0, at));
+    text.remove_prefix(at + separator.size());
+  }
+  pieces.Add(text);
+  return pieces.List();
+}
+
+Value RSplitBy(Interpreter& in, const Text& whole, std::string_view separator, int64_t max) {
+  Pieces pieces(in, whole);
+  std::string_view text = whole.str();
+  while (max < 0 || pieces.count() < max) {
+    in.budget().Read(separator.size());
+    const size_t at = text.rfind(separator);
+    if (at == text.npos) break;
+    pieces.Add(text.substr(at + separator.size()));
+    text = text.substr(0, at);
+  }
+  pieces.Add(text);
+  pieces.Reverse();
+  return pieces.List();
+}
+
+std::vector<std::string_view> SplitLines(Interpreter& in, std::string_view text, bool keep_ends) {
+  std::vector<std::string_view> lines;
   size_t begin = 0;
+  const auto add = [&](size_t end) {
+    in.budget().Allocate(sizeof(std::string_view));
+    lines.push_back(text.substr(begin, end - begin));
+  };
   for (size_t pos = 0; pos < text.size();) {
     const size_t at = pos;
     const uint32_t cp = utf8::Next(text, pos);
@@ -132,39 +165,41 @@ std::vector<std::string> SplitLines(std::string_view text, bool keep_ends) {
         (cp >= 10 && cp <= 13) || (cp >= 0x1C && cp <= 0x1E) || cp == 0x85 || cp == 0x2028 || cp == 0x2029;
     if (!end) continue;
     if (cp == '\r' && pos < text.size() && text[pos] == '\n') ++pos;
-    lines.emplace_back(text.substr(begin, (keep_ends ? pos : at) - begin));
+    add(keep_ends ? pos : at);
     begin = pos;
   }
-  if (begin < text.size()) lines.emplace_back(text.substr(begin));
+  if (begin < text.size()) add(text.size());
   return lines;
 }
 
-std::string ReplaceText(Interpreter& in, const std::string& text, const std::string& from,
-                        const std::string& to, int64_t count) {
-  std::string out;
-  const auto add = [&](std::string_view piece) {
-    out.append(piece);
-    if (out.size() > in.options().output_bytes_max) in.budget().Allocate(out.size());
+Text ReplaceText(Interpreter& in, const Text& whole, const std::string& from, const Text& to, int64_t count) {
+  const std::string& text = whole.str();
+  Text out;
+  const auto check = [&] {
+    if (out.cost() > in.options().output_bytes_max) in.budget().Allocate(out.cost());
   };
   size_t done = 0;
   if (from.empty()) {
     while (count != 0 && done <= text.size()) {
-      add(to);
+      out.Append(to);
+      check();
       --count;
       if (done == text.size()) return out;
       size_t next = done;
       utf8::Next(text, next);
-      add(std::string_view(text).substr(done, next - done));
+      out.Append(whole, done, next);
       done = next;
     }
   } else {
-    for (size_t at = text.find(from); at != text.npos && count != 0; at = text.find(from, done), --count) {
-      add(std::string_view(text).substr(done, at - done));
-      add(to);
+    for (size_t at = FindBytes(text, from); at != text.npos && count != 0;
+         at = FindBytes(text, from, done), --count) {
+      out.Append(whole, done, at);
+      out.Append(to);
+      check();
       done = at + from.size();
     }
   }
-  add(std::string_view(text).substr(done));
+  out.Append(whole, done, text.size());
   return out;
 }
 
@@ -188,53 +223,65 @@ bool AllCased(const std::string& text, bool lower) {
   return any;
 }
 
-std::string Join(Interpreter& in, const std::vector<Value>& items, std::string_view glue, bool strict) {
-  std::string out;
+Text Join(Interpreter& in, const std::vector<Value>& items, const Text& glue, bool strict) {
+  Text out;
   for (size_t i = 0; i < items.size(); ++i) {
-    if (i > 0) out.append(glue);
-    if (strict && !items[i].is_string()) {
+    if (i > 0) out.Append(glue);
+    if (items[i].is_string()) {
+      out.Append(items[i].text());
+    } else if (strict) {
       items[i].Require();
       TypeError(
           absl::StrCat("sequence item ", i, ": expected str instance, ", items[i].TypeName(), " found"));
+    } else {
+      out.Append(in.Str(items[i]));
     }
-    out.append(in.Str(items[i]));
-    if (out.size() > in.options().output_bytes_max) in.budget().Allocate(out.size());
+    if (out.cost() > in.options().output_bytes_max) in.budget().Allocate(out.cost());
   }
   return out;
 }
 
+// For operations that change single characters in ways which depend on their neighbours: data as a whole if
+// any of it was.
+Text Changed(std::string bytes, const Text& from) { return Text::Of(std::move(bytes), from.has_data()); }
+
 // --- string methods ---
 
-using StrMethod = Value (*)(Interpreter&, const std::string& self, Args& args);
+using StrMethod = Value (*)(Interpreter&, const Text& self, Args& args);
+
+Value Strip(Interpreter& in, const Text& self, const Value* chars, bool left, bool right) {
+  const bool space = chars == nullptr || chars->is_none();
+  return in.Made(
+      self.Substr(space ? unicode::Strip(self.str(), left, right)
+                        : unicode::StripChars(self.str(), StrArg(*chars, "strip arg"), left, right)));
+}
 
 template <bool kLeft, bool kRight>
-Value StripMethod(Interpreter& in, const std::string& self, Args& args) {
-  const Value* chars = args.Get(0, "chars");
-  if (chars == nullptr || chars->is_none()) return in.Made(std::string(unicode::Strip(self, kLeft, kRight)));
-  return in.Made(std::string(unicode::StripChars(self, StrArg(*chars, "strip arg"), kLeft, kRight)));
+Value StripMethod(Interpreter& in, const Text& self, Args& args) {
+  return Strip(in, self, args.Get(0, "chars"), kLeft, kRight);
 }
 
 template <bool kRight>
-Value SplitMethod(Interpreter& in, const std::string& self, Args& args) {
+Value SplitMethod(Interpreter& in, const Text& self, Args& args) {
   const Value* separator = args.Get(0, "sep");
   const int64_t max = IntOr(args.Get(1, "maxsplit"), "maxsplit", -1);
   in.budget().Step(self.size() / 8 + 1);
-  in.budget().Allocate(self.size() * 2);
   if (separator == nullptr || separator->is_none()) {
-    return ListOf(in, kRight ? RSplitSpace(self, max) : SplitSpace(self, max));
+    return kRight ? RSplitSpace(in, self, max) : SplitSpace(in, self, max);
   }
   const std::string& by = StrArg(*separator, "sep");
   if (by.empty()) Fail("ValueError", "empty separator");
-  return ListOf(in, kRight ? RSplitBy(self, by, max) : SplitBy(self, by, max));
+  return kRight ? RSplitBy(in, self, by, max) : SplitBy(in, self, by, max);
 }
 
 template <bool kEnd>
-Value WithMethod(Interpreter&, const std::string& self, Args& args) {
+Value WithMethod(Interpreter&, const Text& self, Args& args) {
   const Value* affix = args.Get(0, "prefix");
   if (affix == nullptr) TypeError("startswith/endswith takes at least 1 argument (0 given)");
   affix->Require();
   const auto test = [&](const Value& v) {
-    return kEnd ? self.ends_with(StrArg(v, "tuple item")) : self.starts_with(StrArg(v, "tuple item"));
+    const std::string& what = StrArg(v, "tuple item");
+    return kEnd ? self.str().ends_with(what) : self.str().starts_with(what);
   };
   if (affix->is_seq(SeqKind::kTuple)) {
     for (const Value& v : affix->seq().items) {
@@ -258,7 +305,7 @@ const Value& Need(Args& args, size_t i, const char* method) {
 }
 
 Value FindText(const std::string& self, const std::string& needle, bool last) {
-  const size_t at = last ? self.rfind(needle) : self.find(needle);
+  const size_t at = last ? RFindBytes(self, needle) : FindBytes(self, needle);
   if (at == self.npos) return Value(int64_t{-1});
   return Value(static_cast<int64_t>(utf8::Count(std::string_view(self).substr(0, at))));
 }
@@ -266,36 +313,80 @@ Value FindText(const std::string& self, const std::string& needle, bool last) {
 Value CountText(const std::string& self, const std::string& needle) {
   if (needle.empty()) return Value(static_cast<int64_t>(utf8::Count(self)) + 1);
   int64_t n = 0;
-  for (size_t at = self.find(needle); at != self.npos; at = self.find(needle, at + needle.size())) ++n;
+  for (size_t at = FindBytes(self, needle); at != self.npos;
+       at = FindBytes(self, needle, at + needle.size())) {
+    ++n;
+  }
   return Value(n);
 }
 
-Value Partition(const std::string& self, const std::string& by, bool last) {
+Value Partition(Interpreter& in, const Text& self, const std::string& by, bool last) {
   if (by.empty()) Fail("ValueError", "empty separator");
-  const size_t at = last ? self.rfind(by) : self.find(by);
+  const size_t at = last ? RFindBytes(self.str(), by) : FindBytes(self.str(), by);
   std::vector<Value> parts;
-  if (at == self.npos) {
+  if (at == std::string::npos) {
     parts = last ? std::vector<Value>{"", "", self} : std::vector<Value>{self, "", ""};
   } else {
-    parts = {self.substr(0, at), by, self.substr(at + by.size())};
+    // The separator as it stands in the text: where that is data, so is this.
+    const size_t end = at + by.size();
+    parts = {in.Made(self.Substr(0, at)), in.Made(self.Substr(at, end)),
+             in.Made(self.Substr(end, self.size()))};
   }
   return Value::MakeSeq(SeqKind::kTuple, std::move(parts));
 }
 
-Value Pad(Interpreter& in, const std::string& self, Args& args, bool left, bool right, const char* fill) {
-  const int64_t width = Int(Need(args, 0, "just"), "width");
-  const std::string by = args.positional.size() > 1 ? StrArg(args.positional[1], "fill character") : fill;
-  const auto size = static_cast<int64_t>(utf8::Count(self));
-  if (width <= size) return Value(self);
-  in.budget().Allocate(static_cast<uint64_t>(width - size) * by.size() + self.size());
-  const int64_t total = width - size;
-  const int64_t before = left && right ? total / 2 + (total & width & 1) : left ? total : 0;
-  std::string out;
-  for (int64_t i = 0; i < before; ++i) out += by;
-  out += self;
-  for (int64_t i = before; i < total; ++i) out += by;
-  return Value(std::move(out));
+// `before` and `after` fill characters round the text.
+Value PadWith(Interpreter& in, const Text& self, const Text& fill, int64_t before, int64_t after) {
+  // Each at most an output's bytes, hence so is neither sum nor product.
+  in.budget().Allocate(static_cast<uint64_t>(before));
+  in.budget().Allocate(static_cast<uint64_t>(after));
+  in.budget().Allocate(static_cast<uint64_t>(before + after) * fill.cost() + self.cost());
+  Text out;
+  for (int64_t i = 0; i < before; ++i) out.Append(fill);
+  out.Append(self);
+  for (int64_t i = 0; i < after; ++i) out.Append(fill);
+  return in.Made(std::move(out));
 }
+
+enum class Side { kLeft, kRight, kBoth };  // of the text that is filled
+
+template <Side kSide>
+Value PadMethod(Interpreter& in, const Text& self, Args& args) {
+  const int64_t width = Int(Need(args, 0, "just"), "width");
+  const Text fill =
+      args.positional.size() > 1 ? TextArg(args.positional[1], "fill character") : Text::Trusted(" ");
+  if (utf8::Count(fill.str()) != 1) TypeError("The fill character must be exactly one character long");
+  const auto size = static_cast<int64_t>(utf8::Count(self.str()));
+  if (width <= size) return Value(self);
+  const int64_t total = width - size;
+  // Source: CPython, unicode_center_impl.
+  const int64_t before = kSide == Side::kBoth   ? total / 2 + (total & width & 1)
+                         : kSide == Side::kLeft ? total
+                                                : 0;
+  return PadWith(in, self, fill, before, total - before);
+}
+
+Value ZFill(Interpreter& in, const Text& self, Args& args) {
+  const int64_t width = Int(Need(args, 0, "zfill"), "width");
+  const auto size = static_cast<int64_t>(utf8::Count(self.str()));
+  if (width <= size) return Value(self);
+  const size_t sign = self.str().starts_with('-') || self.str().starts_with('+') ? 1 : 0;
+  Text out = self.Substr(0, sign);
+  out.Append(PadWith(in, self.Substr(sign, self.size()), Text::Trusted("0"), width - size, 0).text());
+  return in.Made(std::move(out));
+}
+
+template <std::string (*kChange)(std::string_view)>
+Value ChangeMethod(Interpreter& in, const Text& self, Args&) {
+  return in.Made(Changed(kChange(self.str()), self));
+}
+
+template <bool (*kPred)(uint32_t)>
+Value AllMethod(Interpreter&, const Text& self, Args&) {
+  return Value(AllChars(self.str(), kPred));
+}
+
+bool IsAlnum(uint32_t c) { return unicode::IsLetter(c) || unicode::IsNumeric(c); }
 
 const absl::flat_hash_map<std::string, StrMethod>& StrMethods() {
   static const auto* methods = new absl::flat_hash_map<std::string, StrMethod>{
@@ -305,95 +396,81 @@ const absl::flat_hash_map<std::string, StrMethod>& StrMethods() {
       {"split", SplitMethod<false>},
       {"rsplit", SplitMethod<true>},
       {"splitlines",
-       [](Interpreter& in, const std::string& self, Args& args) {
-         std::vector<Value> lines;
-         for (std::string& line : SplitLines(self, BoolOr(args.Get(0, "keepends"), false))) {
-           lines.emplace_back(std::move(line));
+       [](Interpreter& in, const Text& self, Args& args) {
+         Pieces pieces(in, self);
+         for (std::string_view line : SplitLines(in, self.str(), BoolOr(args.Get(0, "keepends"), false))) {
+           pieces.Add(line);
          }
-         in.budget().Allocate(self.size());
-         return ListOf(in, std::move(lines));
+         return pieces.List();
        }},
       {"startswith", WithMethod<false>},
       {"endswith", WithMethod<true>},
-      {"upper", [](Interpreter& in, const std::string& self, Args&) { return in.Made(unicode::Upper(self)); }},
-      {"lower", [](Interpreter& in, const std::string& self, Args&) { return in.Made(unicode::Lower(self)); }},
-      {"casefold", [](Interpreter& in, const std::string& self, Args&) { return in.Made(unicode::Lower(self)); }},
-      {"title", [](Interpreter& in, const std::string& self, Args&) { return in.Made(unicode::Title(self)); }},
-      {"capitalize",
-       [](Interpreter& in, const std::string& self, Args&) { return in.Made(unicode::Capitalize(self)); }},
+      {"upper", ChangeMethod<unicode::Upper>},
+      {"lower", ChangeMethod<unicode::Lower>},
+      {"casefold", ChangeMethod<unicode::Lower>},
+      {"title", ChangeMethod<unicode::Title>},
+      {"capitalize", ChangeMethod<unicode::Capitalize>},
       {"replace",
-       [](Interpreter& in, const std::string& self, Args& args) {
+       [](Interpreter& in, const Text& self, Args& args) {
          const std::string& from = StrArg(Need(args, 0, "replace"), "replace() argument 1");
-         const std::string& to = StrArg(Need(args, 1, "replace"), "replace() argument 2");
+         const Text& to = TextArg(Need(args, 1, "replace"), "replace() argument 2");
          const int64_t count = args.positional.size() > 2 ? Int(args.positional[2], "count") : -1;
          return in.Made(ReplaceText(in, self, from, to, count));
        }},
       {"find",
-       [](Interpreter&, const std::string& self, Args& args) {
-         return FindText(self, StrArg(Need(args, 0, "find"), "find() argument 1"), false);
+       [](Interpreter&, const Text& self, Args& args) {
+         return FindText(self.str(), StrArg(Need(args, 0, "find"), "find() argument 1"), false);
        }},
       {"rfind",
-       [](Interpreter&, const std::string& self, Args& args) {
-         return FindText(self, StrArg(Need(args, 0, "rfind"), "rfind() argument 1"), true);
+       [](Interpreter&, const Text& self, Args& args) {
+         return FindText(self.str(), StrArg(Need(args, 0, "rfind"), "rfind() argument 1"), true);
        }},
       {"index",
-       [](Interpreter&, const std::string& self, Args& args) {
-         Value at = FindText(self, StrArg(Need(args, 0, "index"), "index() argument 1"), false);
+       [](Interpreter&, const Text& self, Args& args) {
+         Value at = FindText(self.str(), StrArg(Need(args, 0, "index"), "index() argument 1"), false);
          if (at.as_int() < 0) Fail("ValueError", "substring not found");
          return at;
        }},
       {"count",
-       [](Interpreter&, const std::string& self, Args& args) {
-         return CountText(self, StrArg(Need(args, 0, "count"), "count() argument 1"));
+       [](Interpreter&, const Text& self, Args& args) {
+         return CountText(self.str(), StrArg(Need(args, 0, "count"), "count() argument 1"));
        }},
       {"join",
-       [](Interpreter& in, const std::string& self, Args& args) {
+       [](Interpreter& in, const Text& self, Args& args) {
          return in.Made(Join(in, Iterate(Need(args, 0, "join"), in.budget()), self, true));
        }},
       {"removeprefix",
-       [](Interpreter&, const std::string& self, Args& args) {
+       [](Interpreter& in, const Text& self, Args& args) {
          const std::string& affix = StrArg(Need(args, 0, "removeprefix"), "removeprefix() argument");
-         return Value(self.starts_with(affix) ? self.substr(affix.size()) : self);
+         if (!self.str().starts_with(affix)) return Value(self);
+         return in.Made(self.Substr(affix.size(), self.size()));
        }},
       {"removesuffix",
-       [](Interpreter&, const std::string& self, Args& args) {
+       [](Interpreter& in, const Text& self, Args& args) {
          const std::string& affix = StrArg(Need(args, 0, "removesuffix"), "removesuffix() argument");
-         return Value(self.ends_with(affix) ? self.substr(0, self.size() - affix.size()) : self);
+         if (!self.str().ends_with(affix)) return Value(self);
+         return in.Made(self.Substr(0, self.size() - affix.size()));
        }},
       {"partition",
-       [](Interpreter&, const std::string& self, Args& args) {
-         return Partition(self, StrArg(Need(args, 0, "partition"), "partition() argument"), false);
+       [](Interpreter& in, const Text& self, Args& args) {
+         return Partition(in, self, StrArg(Need(args, 0, "partition"), "partition() argument"), false);
        }},
       {"rpartition",
-       [](Interpreter&, const std::string& self, Args& args) {
-         return Partition(self, StrArg(Need(args, 0, "rpartition"), "rpartition() argument"), true);
+       [](Interpreter& in, const Text& self, Args& args) {
+         return Partition(in, self, StrArg(Need(args, 0, "rpartition"), "rpartition() argument"), true);
        }},
-      {"isdigit", [](Interpreter&, const std::string& self, Args&) { return Value(AllChars(self, unicode::IsNumeric)); }},
-      {"isnumeric",
-       [](Interpreter&, const std::string& self, Args&) { return Value(AllChars(self, unicode::IsNumeric)); }},
-      {"isdecimal",
-       [](Interpreter&, const std::string& self, Args&) { return Value(AllChars(self, unicode::IsNumeric)); }},
-      {"isalpha", [](Interpreter&, const std::string& self, Args&) { return Value(AllChars(self, unicode::IsLetter)); }},
-      {"isalnum",
-       [](Interpreter&, const std::string& self, Args&) {
-         return Value(AllChars(self, [](uint32_t c) { return unicode::IsLetter(c) || unicode::IsNumeric(c); }));
-       }},
-      {"isspace", [](Interpreter&, const std::string& self, Args&) { return Value(AllChars(self, unicode::IsSpace)); }},
-      {"islower", [](Interpreter&, const std::string& self, Args&) { return Value(AllCased(self, true)); }},
-      {"isupper", [](Interpreter&, const std::string& self, Args&) { return Value(AllCased(self, false)); }},
-      {"ljust",
-       [](Interpreter& in, const std::string& self, Args& args) { return Pad(in, self, args, false, true, " "); }},
-      {"rjust",
-       [](Interpreter& in, const std::string& self, Args& args) { return Pad(in, self, args, true, false, " "); }},
-      {"center",
-       [](Interpreter& in, const std::string& self, Args& args) { return Pad(in, self, args, true, true, " "); }},
-      {"zfill",
-       [](Interpreter& in, const std::string& self, Args& args) {
-         const bool sign = self.starts_with('-') || self.starts_with('+');
-         if (!sign) return Pad(in, self, args, true, false, "0");
-         Args inner{{Value(Int(Need(args, 0, "zfill"), "width") - 1)}, {}};
-         return Value(absl::StrCat(self.substr(0, 1), Pad(in, self.substr(1), inner, true, false, "0").str()));
-       }},
+      {"isdigit", AllMethod<unicode::IsNumeric>},
+      {"isnumeric", AllMethod<unicode::IsNumeric>},
+      {"isdecimal", AllMethod<unicode::IsNumeric>},
+      {"isalpha", AllMethod<unicode::IsLetter>},
+      {"isalnum", AllMethod<IsAlnum>},
+      {"isspace", AllMethod<unicode::IsSpace>},
+      {"islower", [](Interpreter&, const Text& self, Args&) { return Value(AllCased(self.str(), true)); }},
+      {"isupper", [](Interpreter&, const Text& self, Args&) { return Value(AllCased(self.str(), false)); }},
+      {"ljust", PadMethod<Side::kRight>},
+      {"rjust", PadMethod<Side::kLeft>},
+      {"center", PadMethod<Side::kBoth>},
+      {"zfill", ZFill},
   };
   return *methods;
 }
@@ -403,7 +480,7 @@ const absl::flat_hash_map<std::string, StrMethod>& StrMethods() {
 Value SeqMethod(const Value& object, const std::string& name) {
   return MakeFn(name, [object, name](Interpreter& in, Args& args) {
     const auto& items = object.seq().items;
-    if (name == "copy") return ListOf(in, items);
+    if (name == "copy") return ListOf(in, items).MarkedIf(object.is_data());
     const Value& wanted = Need(args, 0, name.c_str());
     int64_t n = 0;
     for (size_t i = 0; i < items.size(); ++i) {
@@ -411,7 +488,7 @@ Value SeqMethod(const Value& object, const std::string& name) {
       if (name == "index") return Value(static_cast<int64_t>(i));
       ++n;
     }
-    if (name == "index") Fail("ValueError", absl::StrCat(in.Str(wanted), " is not in list"));
+    if (name == "index") Fail("ValueError", absl::StrCat(in.Str(wanted).str(), " is not in list"));
     return Value(n);
   });
 }
@@ -437,14 +514,15 @@ Value DictMethod(const Value& object, const std::string& name) {
       if (key.is_dict() || key.is_seq(SeqKind::kList)) {
         TypeError(absl::StrCat("unhashable type: '", key.TypeName(), "'"));
       }
-      if (const Value* value = dict.Find(key)) return *value;
+      if (const Value* value = dict.Find(key, in.budget())) return *value;
       return args.positional.size() > 1 ? args.positional[1] : Value();
     }
     if (name == "copy") return object;  // a mapping never changes here
     return DictView(in, dict,
                     name == "items"  ? SeqKind::kDictItems
                     : name == "keys" ? SeqKind::kDictKeys
-                                     : SeqKind::kDictValues);
+                                     : SeqKind::kDictValues)
+        .MarkedIf(object.is_data());
   });
 }
 
@@ -465,7 +543,7 @@ Value AttributePath(Interpreter& in, const Value& item, const Value& attribute, 
     int64_t index = 0;
     const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), index);
     const bool numeric = error == std::errc() && end == part.data() + part.size();
-    value = in.GetItem(value, numeric ? Value(index) : Value(part));
+    value = in.GetItem(value, numeric ? Value(index) : Value(Text::Trusted(part)));
     if (fallback != nullptr && value.is_undefined()) value = *fallback;
     if (dot == path.npos) return value;
     path.remove_prefix(dot + 1);
@@ -475,7 +553,7 @@ Value AttributePath(Interpreter& in, const Value& item, const Value& attribute, 
 // A sort key: strings compare without case unless asked.
 Value SortKey(const Value& value, bool case_sensitive) {
   if (case_sensitive || !value.is_string()) return value;
-  return Value(unicode::Lower(value.str()));
+  return Value(Changed(unicode::Lower(value.str()), value.text()));
 }
 
 std::vector<Value> SortBy(Interpreter& in, std::vector<Value> items,
@@ -509,7 +587,8 @@ Value Sort(Interpreter& in, const Value& input, Args& args) {
     if (attribute == nullptr || attribute->is_none()) {
       key.push_back(SortKey(item, case_sensitive));
     } else if (attribute->is_string()) {
-      for (const Value& path : SplitBy(attribute->str(), ",", -1)) {
+      const Value paths = SplitBy(in, attribute->text(), ",", -1);
+      for (const Value& path : paths.seq().items) {
         key.push_back(SortKey(AttributePath(in, item, path, nullptr), case_sensitive));
       }
     } else {
@@ -582,10 +661,12 @@ Value Map(Interpreter& in, const Value& input, Args& args) {
 
 Value ToJsonFilter(Interpreter& in, const Value& input, Args& args) {
   JsonStyle style;
+  bool data = false;  // the style's strings: they stand between everything
   style.ensure_ascii = BoolOr(args.Get(0, "ensure_ascii"), false);
   const Value* indent = args.Get(1, "indent");
   if (indent != nullptr && !indent->is_none()) {
     style.pretty = true;
+    data = indent->is_data();
     style.item_separator = ",";
     style.indent =
         indent->is_string()
@@ -595,34 +676,40 @@ Value ToJsonFilter(Interpreter& in, const Value& input, Args& args) {
   if (const Value* separators = args.Get(2, "separators"); separators != nullptr && !separators->is_none()) {
     const std::vector<Value> pair = Iterate(*separators, in.budget());
     if (pair.size() != 2) Fail("ValueError", "separators must be a pair");
+    data = data || pair[0].is_data() || pair[1].is_data();
     style.item_separator = StrArg(pair[0], "item separator");
     style.key_separator = StrArg(pair[1], "key separator");
   }
   style.sort_keys = BoolOr(args.Get(3, "sort_keys"), false);
   input.Require();  // json.dumps would name the type; the variable's name says more
-  return Value(ToJson(input, style, in.budget()));
+  Text text = ToJson(input, style, in.budget());
+  if (data) text.MarkAll();
+  return in.Made(std::move(text));
 }
 
 Value Indent(Interpreter& in, const Value& input, Args& args) {
   const Value* width = args.Get(0, "width");
-  std::string indention = "    ";
+  Text indention = Text::Trusted("    ");
   if (width != nullptr && width->is_string()) {
-    indention = width->str();
+    indention = width->text();
   } else if (width != nullptr) {
-    indention.assign(static_cast<size_t>(std::clamp<int64_t>(Int(*width, "width"), 0, 10'000)), ' ');
+    indention =
+        Text::Of(std::string(static_cast<size_t>(std::clamp<int64_t>(Int(*width, "width"), 0, 10'000)), ' '),
+                 width->is_data());
   }
   const bool first = BoolOr(args.Get(1, "first"), false), blank = BoolOr(args.Get(2, "blank"), false);
-  const std::vector<std::string> lines = SplitLines(in.Str(input) + "\n", false);
-  uint64_t total = 0;
-  for (const std::string& line : lines) total += line.size() + indention.size() + 1;
-  in.budget().Allocate(total);
-  std::string out = first ? indention : "";
+  Text text = in.Str(input);
+  text.AppendTrusted("\n");
+  const std::vector<std::string_view> lines = SplitLines(in, text.str(), false);
+  in.budget().Allocate(lines.size() * (indention.cost() + 1) + text.cost());
+  Text out;
+  if (first) out.Append(indention);
   for (size_t i = 0; i < lines.size(); ++i) {
-    if (i > 0) out += "\n";
-    if (i > 0 && (blank || !lines[i].empty())) out += indention;
-    out += lines[i];
+    if (i > 0) out.AppendTrusted("\n");
+    if (i > 0 && (blank || !lines[i].empty())) out.Append(indention);
+    out.Append(text.Substr(lines[i]));
   }
-  return Value(std::move(out));
+  return in.Made(std::move(out));
 }
 
 std::optional<double> ParseFloat(std::string_view text) {
@@ -642,8 +729,9 @@ Value IntFilter(Interpreter&, const Value& input, Args& args) {
   const auto from_double = [&](double d) {
     return std::isfinite(d) && std::fabs(d) < 9.2e18 ? Value(static_cast<int64_t>(d)) : otherwise;
   };
-  if (input.is_integral()) return Value(input.as_int());
-  if (input.is_float()) return from_double(input.as_double());
+  const bool data = input.is_data();
+  if (input.is_integral()) return Value(input.as_int()).MarkedIf(data);
+  if (input.is_float()) return from_double(input.as_double()).MarkedIf(data);
   if (!input.is_string()) return otherwise;
   std::string_view text = unicode::Strip(input.str(), true, true);
   auto base = static_cast<int>(std::clamp<int64_t>(IntOr(args.Get(1, "base"), "base", 10), 2, 36));
@@ -651,17 +739,20 @@ Value IntFilter(Interpreter&, const Value& input, Args& args) {
   if (base == 16 && (text.starts_with("0x") || text.starts_with("0X"))) text.remove_prefix(2);
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (!text.empty() && error == std::errc() && end == text.data() + text.size()) return Value(value);
+  if (!text.empty() && error == std::errc() && end == text.data() + text.size()) {
+    return Value(value).MarkedIf(data);
+  }
   const auto d = ParseFloat(input.str());
-  return d ? from_double(*d) : otherwise;
+  return d ? from_double(*d).MarkedIf(data) : otherwise;
 }
 
 Value FloatFilter(Interpreter&, const Value& input, Args& args) {
   input.Require();
   const Value* fallback = args.Get(0, "default");
-  if (input.is_number()) return Value(input.as_double());
+  const bool data = input.is_data();
+  if (input.is_number()) return Value(input.as_double()).MarkedIf(data);
   if (input.is_string()) {
-    if (const auto d = ParseFloat(input.str())) return Value(*d);
+    if (const auto d = ParseFloat(input.str())) return Value(*d).MarkedIf(data);
   }
   return fallback == nullptr ? Value(0.0) : *fallback;
 }
@@ -675,14 +766,16 @@ Value Round(Interpreter&, const Value& input, Args& args) {
   const std::string how = method == nullptr ? "common" : StrArg(*method, "method");
   const double scale = std::pow(10.0, static_cast<double>(precision));
   const double d = input.as_double();
-  if (how == "ceil") return Value(std::ceil(d * scale) / scale);
-  if (how == "floor") return Value(std::floor(d * scale) / scale);
+  const bool data = input.is_data();
+  if (how == "ceil") return Value(std::ceil(d * scale) / scale).MarkedIf(data);
+  if (how == "floor") return Value(std::floor(d * scale) / scale).MarkedIf(data);
   if (how != "common") Fail("FilterArgumentError", "method must be common, ceil or floor");
-  return Value(std::nearbyint(d * scale) / scale);  // Python rounds halves to even
+  return Value(std::nearbyint(d * scale) / scale).MarkedIf(data);  // Python rounds halves to even
 }
 
 Value TitleFilter(Interpreter& in, const Value& input, Args&) {
-  const std::string text = in.Str(input);
+  const Text whole = in.Str(input);
+  const std::string& text = whole.str();
   std::string out, word;
   const auto flush = [&] {
     out += unicode::Capitalize(word);
@@ -701,14 +794,15 @@ Value TitleFilter(Interpreter& in, const Value& input, Args&) {
     }
   }
   flush();
-  return in.Made(std::move(out));
+  return in.Made(Changed(std::move(out), whole));
 }
 
 Value Escape(Interpreter& in, const Value& input, Args&) {
   if (input.is_safe()) return input;
-  std::string text = EscapeHtml(in.Str(input));
-  in.budget().Allocate(text.size());
-  return Value::Safe(std::move(text));
+  const Text text = in.Str(input);
+  Text escaped = Changed(EscapeHtml(text.str()), text);
+  in.budget().Allocate(escaped.cost() + kStringOverhead);
+  return Value::Safe(std::move(escaped));
 }
 
 Value Unique(Interpreter& in, const Value& input, Args& args) {
@@ -749,6 +843,7 @@ Value Sum(Interpreter& in, const Value& input, Args& args) {
   const Value* attribute = args.Get(0, "attribute");
   const Value* start = args.Get(1, "start");
   double total = start == nullptr ? 0 : (start->Require(), start->is_number() ? start->as_double() : 0);
+  bool data = start != nullptr && start->is_data();
   int64_t exact = start != nullptr && start->is_integral() ? start->as_int() : 0;
   bool integral = start == nullptr || start->is_integral();
   for (const Value& item : Iterate(input, in.budget())) {
@@ -757,19 +852,20 @@ Value Sum(Interpreter& in, const Value& input, Args& args) {
     v.Require();
     if (!v.is_number())
       TypeError(absl::StrCat("unsupported operand type(s) for +: 'int' and '", v.TypeName(), "'"));
+    data = data || v.is_data();
     total += v.as_double();
     integral = integral && v.is_integral();
     if (integral && __builtin_add_overflow(exact, v.as_int(), &exact))
       Fail("OverflowError", "integer beyond 64 bits");
   }
-  return integral ? Value(exact) : Value(total);
+  return (integral ? Value(exact) : Value(total)).MarkedIf(data);
 }
 
 Value Reverse(Interpreter& in, const Value& input, Args&) {
   std::vector<Value> items = Iterate(input, in.budget());
   std::reverse(items.begin(), items.end());
   if (!input.is_string()) return Generator(in, std::move(items));
-  return in.Made(Join(in, items, "", true));
+  return in.Made(Join(in, items, Text(), true));
 }
 
 Value Last(Interpreter& in, const Value& input, Args&) {
@@ -811,10 +907,11 @@ Value Batch(Interpreter& in, const Value& input, Args& args) {
 
 Value AbsFilter(Interpreter&, const Value& input, Args&) {
   input.Require();
-  if (input.is_float()) return Value(std::fabs(input.as_double()));
+  const bool data = input.is_data();
+  if (input.is_float()) return Value(std::fabs(input.as_double())).MarkedIf(data);
   if (!input.is_integral()) TypeError(absl::StrCat("bad operand type for abs(): '", input.TypeName(), "'"));
   if (input.as_int() == INT64_MIN) Fail("OverflowError", "integer beyond 64 bits");
-  return Value(input.as_int() < 0 ? -input.as_int() : input.as_int());
+  return Value(input.as_int() < 0 ? -input.as_int() : input.as_int()).MarkedIf(data);
 }
 
 Value Default(Interpreter&, const Value& input, Args& args) {
@@ -832,14 +929,11 @@ Value JoinFilter(Interpreter& in, const Value& input, Args& args) {
   if (attribute != nullptr && !attribute->is_none()) {
     for (Value& item : items) item = AttributePath(in, item, *attribute, nullptr);
   }
-  return in.Made(Join(in, items, glue == nullptr ? std::string() : in.Str(*glue), false));
+  return in.Made(Join(in, items, glue == nullptr ? Text() : in.Str(*glue), false));
 }
 
 Value TrimFilter(Interpreter& in, const Value& input, Args& args) {
-  const std::string text = in.Str(input);
-  const Value* chars = args.Get(0, "chars");
-  if (chars == nullptr || chars->is_none()) return in.Made(std::string(unicode::Strip(text, true, true)));
-  return in.Made(std::string(unicode::StripChars(text, StrArg(*chars, "chars"), true, true)));
+  return Strip(in, in.Str(input), args.Get(0, "chars"), true, true);
 }
 
 Value ReplaceFilter(Interpreter& in, const Value& input, Args& args) {
@@ -847,14 +941,28 @@ Value ReplaceFilter(Interpreter& in, const Value& input, Args& args) {
   const Value* to = args.Get(1, "new");
   if (from == nullptr || to == nullptr) TypeError("replace needs old and new");
   const int64_t count = IntOr(args.Get(2, "count"), "count", -1);
-  return in.Made(ReplaceText(in, in.Str(input), in.Str(*from), in.Str(*to), count));
+  return in.Made(ReplaceText(in, in.Str(input), in.Str(*from).str(), in.Str(*to), count));
 }
 
 Value CountFilter(Interpreter&, const Value& input, Args&) { return Value(Length(input)); }
 
+// Runs of \w, as Jinja2's regular expression has it.
+Value WordCount(Interpreter& in, const Value& input, Args&) {
+  const Text text = in.Str(input);
+  int64_t words = 0;
+  bool inside = false;
+  for (size_t pos = 0; pos < text.size();) {
+    const bool word = unicode::IsWord(utf8::Next(text.str(), pos));
+    words += word && !inside;
+    inside = word;
+  }
+  return Value(words);
+}
+
 template <std::string (*kChange)(std::string_view)>
 Value Change(Interpreter& in, const Value& input, Args&) {
-  return in.Made(kChange(in.Str(input)));
+  const Text text = in.Str(input);
+  return in.Made(Changed(kChange(text.str()), text));
 }
 
 const absl::flat_hash_map<std::string, FilterFn>& Filters() {
@@ -873,7 +981,7 @@ const absl::flat_hash_map<std::string, FilterFn>& Filters() {
       {"first", First},
       {"float", FloatFilter},
       {"format", [](Interpreter& in, const Value& input,
-                    Args& args) { return in.Made(PercentFormat(in, in.Str(input), args.positional)); }},
+                    Args& args) { return in.Made(PercentFormat(in, in.Str(input), args.positional, true)); }},
       {"indent", Indent},
       {"int", IntFilter},
       {"items", ItemsFilter},
@@ -903,8 +1011,7 @@ const absl::flat_hash_map<std::string, FilterFn>& Filters() {
       {"trim", TrimFilter},
       {"unique", Unique},
       {"upper", Change<unicode::Upper>},
-      {"wordcount", [](Interpreter& in, const Value& input,
-                       Args&) { return Value(static_cast<int64_t>(SplitSpace(in.Str(input), -1).size())); }},
+      {"wordcount", WordCount},
   };
   return *filters;
 }
@@ -953,8 +1060,9 @@ const absl::flat_hash_map<std::string, TestFn>& Tests() {
       {"odd", [](Interpreter&, const Value& v, Args&) { return Int(v, "value") % 2 != 0; }},
       {"false", [](Interpreter&, const Value& v, Args&) { return v.is_bool() && !v.as_bool(); }},
       {"true", [](Interpreter&, const Value& v, Args&) { return v.is_bool() && v.as_bool(); }},
-      {"filter", [](Interpreter& in, const Value& v, Args&) { return FindFilter(in.Str(v)) != nullptr; }},
-      {"test", [](Interpreter& in, const Value& v, Args&) { return FindTest(in.Str(v)) != nullptr; }},
+      {"filter",
+       [](Interpreter& in, const Value& v, Args&) { return FindFilter(in.Str(v).str()) != nullptr; }},
+      {"test", [](Interpreter& in, const Value& v, Args&) { return FindTest(in.Str(v).str()) != nullptr; }},
       {"float", [](Interpreter&, const Value& v, Args&) { return v.is_float(); }},
       {"integer", [](Interpreter&, const Value& v, Args&) { return v.is_int(); }},
       {"number", [](Interpreter&, const Value& v, Args&) { return v.is_number(); }},
@@ -964,8 +1072,8 @@ const absl::flat_hash_map<std::string, TestFn>& Tests() {
        [](Interpreter&, const Value& v, Args&) {
          return v.is_string() || v.is_seq() || v.is_dict() || v.is_undefined() || v.is_loop();
        }},
-      {"lower", [](Interpreter& in, const Value& v, Args&) { return AllCased(in.Str(v), true); }},
-      {"upper", [](Interpreter& in, const Value& v, Args&) { return AllCased(in.Str(v), false); }},
+      {"lower", [](Interpreter& in, const Value& v, Args&) { return AllCased(in.Str(v).str(), true); }},
+      {"upper", [](Interpreter& in, const Value& v, Args&) { return AllCased(in.Str(v).str(), false); }},
       {"mapping", [](Interpreter&, const Value& v, Args&) { return v.is_dict(); }},
       {"none", [](Interpreter&, const Value& v, Args&) { return v.is_none(); }},
       {"sameas",
@@ -993,13 +1101,15 @@ Value Range(Interpreter& in, Args& args) {
   const int64_t stop = Int(args.positional[n == 1 ? 0 : 1], "range() argument");
   const int64_t step = n == 3 ? Int(args.positional[2], "range() argument") : 1;
   if (step == 0) Fail("ValueError", "range() arg 3 must not be zero");
+  bool data = false;
+  for (const Value& arg : args.positional) data = data || arg.is_data();
   std::vector<Value> items;
   for (int64_t i = start; step > 0 ? i < stop : i > stop;) {
     if (static_cast<int64_t>(items.size()) >= kRangeMax) {
       Fail("OverflowError",
            absl::StrCat("Range too big. The sandbox blocks ranges larger than MAX_RANGE (", kRangeMax, ")."));
     }
-    items.emplace_back(i);
+    items.push_back(Value(i).MarkedIf(data));
     if (__builtin_add_overflow(i, step, &i)) break;
   }
   in.budget().Step(items.size());
@@ -1012,16 +1122,16 @@ Dict MakeDictFrom(Interpreter& in, Args& args) {
   Dict dict;
   for (const Value& value : args.positional) {
     if (value.is_dict()) {
-      for (const auto& [k, v] : value.dict().entries) dict.Set(k, v);
+      for (const auto& [k, v] : value.dict().entries) dict.Set(k, v, in.budget());
       continue;
     }
     for (const Value& pair : Iterate(value, in.budget())) {
       const std::vector<Value> parts = Iterate(pair, in.budget());
       if (parts.size() != 2) Fail("ValueError", "dictionary update sequence element must have length 2");
-      dict.Set(parts[0], parts[1]);
+      dict.Set(parts[0], parts[1], in.budget());
     }
   }
-  for (const auto& [name, value] : args.keyword) dict.Set(Value(name), value);
+  for (const KeywordArg& arg : args.keyword) dict.Set(Text::Of(arg.name, arg.data), arg.value);
   in.budget().Allocate(dict.entries.size() * sizeof(Value));
   return dict;
 }
@@ -1037,66 +1147,144 @@ const absl::flat_hash_map<std::string, Value>& Globals() {
                                  [](Interpreter& in, Args& args) -> Value {
                                    const Value* message = args.Get(0, "message");
                                    Fail("TemplateError",
-                                        message == nullptr ? std::string() : in.Str(*message));
+                                        message == nullptr ? std::string() : in.Str(*message).str());
                                  })},
-      {"strftime_now", MakeFn("strftime_now",
-                              [](Interpreter& in, Args& args) {
-                                const std::string& format = StrArg(Need(args, 0, "strftime_now"), "format");
-                                if (format.size() > 256) Fail("ValueError", "format longer than 256 bytes");
-                                return in.Made(absl::FormatTime(format, in.options().now, in.options().zone));
-                              })},
+      {"strftime_now",
+       MakeFn("strftime_now",
+              [](Interpreter& in, Args& args) {
+                const Text& format = TextArg(Need(args, 0, "strftime_now"), "format");
+                if (format.size() > 256) Fail("ValueError", "format longer than 256 bytes");
+                return in.Made(
+                    Changed(absl::FormatTime(format.str(), in.options().now, in.options().zone), format));
+              })},
   };
   return *globals;
 }
 
+// One conversion of `format % args`: "%" flags width .precision kind.
+struct Conversion {
+  std::string flags;
+  int width = 0;
+  int precision = -1;  // none
+  char kind = 0;
+};
+
+// Reads the conversion behind the '%' at format[at - 1] and moves `at` behind it.
+Conversion ReadConversion(const std::string& format, size_t& at) {
+  Conversion c;
+  const auto more = [&] {
+    if (at >= format.size()) Fail("ValueError", "incomplete format");
+    return format[at];
+  };
+  const auto number = [&] {
+    int n = 0;
+    for (; more() >= '0' && format[at] <= '9'; ++at) {
+      n = n * 10 + (format[at] - '0');
+      if (n > 1'000'000) Fail("ValueError", "width or precision too big");
+    }
+    return n;
+  };
+  for (; std::strchr("-+ #0", more()) != nullptr; ++at) c.flags.push_back(format[at]);
+  if (c.flags.size() > 16) Fail("ValueError", "too many format flags");
+  c.width = number();
+  if (more() == '.') {
+    ++at;
+    c.precision = number();
+  }
+  c.kind = more();
+  ++at;
+  return c;
+}
+
+// A string as %s shows it: cut to the precision, filled to the width.
+Text Aligned(Interpreter& in, Text text, const Conversion& c) {
+  auto count = static_cast<int64_t>(utf8::Count(text.str()));
+  if (c.precision >= 0 && count > c.precision) {
+    size_t end = 0;
+    for (int i = 0; i < c.precision; ++i) utf8::Next(text.str(), end);
+    text = text.Substr(0, end);
+    count = c.precision;
+  }
+  if (count >= c.width) return text;
+  const bool left = c.flags.find('-') != c.flags.npos;
+  const int64_t fill = c.width - count;
+  return PadWith(in, text, Text::Trusted(" "), left ? 0 : fill, left ? fill : 0).text();
+}
+
+std::string FormatNumber(Interpreter& in, const Conversion& c, const Value& value) {
+  const bool integer = std::strchr("diuxXo", c.kind) != nullptr;
+  const bool digits = std::strchr("xXo", c.kind) != nullptr;  // of an integer only, and signed in Python
+  if (digits && !value.is_integral()) {
+    TypeError(
+        absl::StrCat("%", std::string(1, c.kind), " format: an integer is required, not ", value.TypeName()));
+  }
+  if (!value.is_number()) {
+    TypeError(integer ? absl::StrCat("%", std::string(1, c.kind), " format: a real number is required, not ",
+                                     value.TypeName())
+                      : absl::StrCat("must be real number, not ", value.TypeName()));
+  }
+  in.budget().Allocate(static_cast<uint64_t>(c.width) + static_cast<uint64_t>(std::max(c.precision, 0)) +
+                       400);
+  const auto print = [&](std::string_view flags, int width, const char* size, char kind, auto number) {
+    std::string spec = absl::StrCat("%", std::string(flags));
+    if (width > 0) absl::StrAppend(&spec, width);
+    if (c.precision >= 0) absl::StrAppend(&spec, ".", c.precision);
+    absl::StrAppend(&spec, size, std::string(1, kind));
+    std::string out(static_cast<size_t>(std::snprintf(nullptr, 0, spec.c_str(), number)), '\0');
+    std::snprintf(out.data(), out.size() + 1, spec.c_str(), number);
+    return out;
+  };
+  if (!integer) return print(c.flags, c.width, "", c.kind, value.as_double());
+  const int64_t n =
+      value.is_float() ? static_cast<int64_t>(std::clamp(value.as_double(), -9e18, 9e18)) : value.as_int();
+  if (!digits) return print(c.flags, c.width, "ll", 'd', static_cast<long long>(n));
+  const char* sign = n < 0                               ? "-"
+                     : c.flags.find('+') != c.flags.npos ? "+"
+                     : c.flags.find(' ') != c.flags.npos ? " "
+                                                         : "";
+  const uint64_t magnitude = n < 0 ? 0 - static_cast<uint64_t>(n) : static_cast<uint64_t>(n);
+  std::string flags;
+  for (const char flag : c.flags) {
+    if (flag == '#' || flag == '0') flags.push_back(flag);
+  }
+  const bool zeros = flags.find('0') != flags.npos && c.flags.find('-') == c.flags.npos;
+  if (!zeros) std::erase(flags, '0');
+  const auto sign_size = static_cast<int>(std::strlen(sign));
+  const std::string text = absl::StrCat(sign, print(flags, zeros ? c.width - sign_size : 0, "ll", c.kind,
+                                                    static_cast<unsigned long long>(magnitude)));
+  return Aligned(in, Text::Trusted(text), {c.flags, c.width, -1, 's'}).str();
+}
+
 }  // namespace
 
-std::string PercentFormat(Interpreter& in, const std::string& format, const std::vector<Value>& args) {
-  std::string out;
+Text PercentFormat(Interpreter& in, const Text& format, const std::vector<Value>& args, bool all_used) {
+  const std::string& source = format.str();
+  Text out;
   size_t used = 0;
-  for (size_t i = 0; i < format.size(); ++i) {
-    if (format[i] != '%') {
-      out.push_back(format[i]);
+  for (size_t at = 0; at < source.size();) {
+    const size_t percent = std::min(source.find('%', at), source.size());
+    out.Append(format, at, percent);
+    if (percent == source.size()) break;
+    at = percent + 1;
+    const Conversion c = ReadConversion(source, at);
+    if (c.kind == '%') {
+      out.Append(format, percent, percent + 1);
       continue;
     }
-    size_t end = i + 1;
-    while (end < format.size() && std::strchr("+- #0123456789.", format[end]) != nullptr) ++end;
-    if (end >= format.size()) Fail("ValueError", "incomplete format");
-    const char kind = format[end];
-    if (kind == '%') {
-      out.push_back('%');
-      i = end;
-      continue;
+    if (std::strchr("srdiuxXofFeEgG", c.kind) == nullptr) {
+      Fail("ValueError", absl::StrCat("unsupported format character '", std::string(1, c.kind), "'"));
     }
-    const std::string flags = format.substr(i + 1, end - i - 1);
-    if (flags.size() > 6) Fail("ValueError", "format field too wide");
     if (used >= args.size()) TypeError("not enough arguments for format string");
     const Value& value = args[used++];
-    if (kind != 's' && kind != 'r') value.Require();
-    char buffer[512];
-    if (kind == 's' || kind == 'r') {
-      if (!flags.empty()) Fail("ValueError", "widths are supported for numbers only");
-      out += kind == 's' ? in.Str(value) : Repr(value, in.budget());
-    } else if (std::strchr("dixX", kind) != nullptr) {
-      if (!value.is_number())
-        TypeError(absl::StrCat("%", std::string(1, kind), " format: a real number is required, not ",
-                               value.TypeName()));
-      const int64_t n = value.is_float() ? static_cast<int64_t>(std::clamp(value.as_double(), -9e18, 9e18))
-                                         : value.as_int();
-      const std::string spec = absl::StrCat("%", flags, "ll", std::string(1, kind == 'i' ? 'd' : kind));
-      std::snprintf(buffer, sizeof(buffer), spec.c_str(), static_cast<long long>(n));
-      out += buffer;
-    } else if (std::strchr("feEgG", kind) != nullptr) {
-      if (!value.is_number()) TypeError(absl::StrCat("must be real number, not ", value.TypeName()));
-      const std::string spec = absl::StrCat("%", flags, std::string(1, kind));
-      std::snprintf(buffer, sizeof(buffer), spec.c_str(), value.as_double());
-      out += buffer;
+    if (c.kind == 's' || c.kind == 'r') {
+      out.Append(Aligned(in, c.kind == 's' ? in.Str(value) : Repr(value, in.budget()), c));
     } else {
-      Fail("ValueError", absl::StrCat("unsupported format character '", std::string(1, kind), "'"));
+      value.Require();
+      out.Append(Text::Of(FormatNumber(in, c, value), value.is_data()));
     }
-    i = end;
+    if (out.cost() > in.options().output_bytes_max) in.budget().Allocate(out.cost());
   }
-  if (used < args.size()) TypeError("not all arguments converted during string formatting");
+  if (all_used && used < args.size()) TypeError("not all arguments converted during string formatting");
   return out;
 }
 
@@ -1131,8 +1319,8 @@ bool FindMethod(const Value& object, const std::string& name, Value& method) {
     method = MakeFn(name, [object, fn, name, keywords](Interpreter& in, Args& args) {
       if (!args.keyword.empty() && !keywords)
         TypeError(absl::StrCat("str.", name, "() takes no keyword arguments"));
-      in.budget().Step(object.str().size() / 64 + 1);
-      return fn(in, object.str(), args);
+      in.budget().Read(object.str().size());
+      return fn(in, object.text(), args);
     });
     return true;
   }

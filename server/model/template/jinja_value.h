@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
+#include "server/model/template/jinja_text.h"
 
 // Values of the template engine: Python's, as far as Jinja2's immutable sandbox lets a template see them.
 // Internal to the engine, which reports errors by throwing Failure; ChatTemplate catches it and nothing else
@@ -33,6 +35,43 @@ inline constexpr int kNestingMax = 128;
 class Value;
 struct Args;
 class Interpreter;
+
+// Budget: what one rendering may use up: steps, memory and processor time of the calling thread. Charged
+// by everything whose work grows with its operands.
+class Budget {
+ public:
+  struct Limits {
+    uint64_t steps_max;
+    uint64_t alloc_bytes_max;
+    size_t single_bytes_max;  // of one object
+    absl::Duration time_max;
+  };
+
+  explicit Budget(const Limits& limits);
+  // Each raises a Failure of kind kLimit.
+  void Step(uint64_t n = 1) {
+    if (n >= steps_to_check_) {
+      Check(n);
+    } else {
+      steps_to_check_ -= n;
+    }
+  }
+  void Allocate(uint64_t bytes);
+  // Work in proportion to the bytes of a text: a step for each 64.
+  void Read(size_t bytes) { Step(bytes / 64 + 1); }
+
+ private:
+  void Check(uint64_t n);
+
+  const Limits limits_;
+  uint64_t steps_left_;      // beyond those of steps_to_check_
+  uint64_t steps_to_check_;  // until the next look at the clock
+  uint64_t alloc_left_;
+  int64_t time_end_ns_;
+};
+
+// Memory of a string value beside its bytes.
+inline constexpr size_t kStringOverhead = 96;
 
 enum class SeqKind : uint8_t { kList, kTuple, kRange, kGenerator, kDictItems, kDictKeys, kDictValues };
 
@@ -60,7 +99,7 @@ class Value {
  public:
   struct None {};
   using Undefined = std::shared_ptr<const UndefinedInfo>;
-  using String = std::shared_ptr<const std::string>;
+  using String = std::shared_ptr<const Text>;
   struct Namespace {
     std::shared_ptr<Dict> members;
   };
@@ -69,21 +108,22 @@ class Value {
   Value(bool b) : v_(b) {}     // NOLINT: implicit on purpose, as are the next ones
   Value(int64_t i) : v_(i) {}  // NOLINT
   Value(double d) : v_(d) {}   // NOLINT
-  Value(std::string s) : v_(std::make_shared<const std::string>(std::move(s))) {}  // NOLINT
-  Value(std::string_view s) : Value(std::string(s)) {}                             // NOLINT
-  Value(const char* s) : Value(std::string(s)) {}                                  // NOLINT
-  Value(std::shared_ptr<Seq> s) : v_(std::move(s)) {}                              // NOLINT
-  Value(std::shared_ptr<const Dict> d) : v_(std::move(d)) {}                       // NOLINT
-  Value(Namespace n) : v_(std::move(n)) {}                                         // NOLINT
-  Value(std::shared_ptr<const Callable> c) : v_(std::move(c)) {}                   // NOLINT
-  Value(std::shared_ptr<Loop> l) : v_(std::move(l)) {}                             // NOLINT
+  Value(Text s) : v_(std::make_shared<const Text>(std::move(s))) {}  // NOLINT
+  // Our own literals.
+  Value(const char* s) : Value(Text::Trusted(s)) {}               // NOLINT
+  Value(std::shared_ptr<Seq> s) : v_(std::move(s)) {}             // NOLINT
+  Value(std::shared_ptr<const Dict> d) : v_(std::move(d)) {}      // NOLINT
+  Value(Namespace n) : v_(std::move(n)) {}                        // NOLINT
+  Value(std::shared_ptr<const Callable> c) : v_(std::move(c)) {}  // NOLINT
+  Value(std::shared_ptr<Loop> l) : v_(std::move(l)) {}            // NOLINT
 
   static Value MakeUndefined(std::string message, std::string type = "UndefinedError");
   // Raises when nested deeper than kNestingMax.
   static Value MakeSeq(SeqKind kind, std::vector<Value> items);
   static Value MakeList(std::vector<Value> items) { return MakeSeq(SeqKind::kList, std::move(items)); }
   static Value MakeDict(Dict dict);
-  static Value FromJson(const nlohmann::ordered_json& json, int depth = 0);
+  // `data`: it came with the request, and so did all that it holds.
+  static Value FromJson(const nlohmann::ordered_json& json, bool data, int depth = 0);
 
   bool is_undefined() const { return std::holds_alternative<Undefined>(v_); }
   bool is_none() const { return std::holds_alternative<None>(v_); }
@@ -103,7 +143,8 @@ class Value {
   bool as_bool() const { return std::get<bool>(v_); }
   int64_t as_int() const { return is_bool() ? as_bool() : std::get<int64_t>(v_); }  // bool or int
   double as_double() const { return is_float() ? std::get<double>(v_) : static_cast<double>(as_int()); }
-  const std::string& str() const { return *std::get<String>(v_); }
+  const Text& text() const { return *std::get<String>(v_); }
+  const std::string& str() const { return text().str(); }  // text()'s bytes
   Seq& seq() const { return *std::get<std::shared_ptr<Seq>>(v_); }
   const Dict& dict() const { return *std::get<std::shared_ptr<const Dict>>(v_); }
   const Namespace& ns() const { return std::get<Namespace>(v_); }
@@ -120,12 +161,21 @@ class Value {
 
   // A string that counts as escaped already (`| safe`): what is added to it is escaped. As markupsafe's
   // Markup, but only `+` and the filters that make one keep the mark.
-  static Value Safe(std::string text) {
+  static Value Safe(Text text) {
     Value value(std::move(text));
     value.safe_ = true;
     return value;
   }
   bool is_safe() const { return safe_; }
+
+  // Comes from the request: a string with such bytes, or any other value that does (then it prints as data).
+  // What a template works out about data, as a length, an index or a comparison, does not.
+  bool is_data() const { return is_string() ? text().has_data() : data_; }
+  // Marks a value that is no string; a string's text carries its marks itself.
+  Value&& MarkedIf(bool data) && {
+    data_ = data_ || data;
+    return std::move(*this);
+  }
 
   bool Truthy() const;
   const char* TypeName() const;  // Python's
@@ -136,17 +186,22 @@ class Value {
                std::shared_ptr<const Dict>, Namespace, std::shared_ptr<const Callable>, std::shared_ptr<Loop>>
       v_;
   bool safe_ = false;
+  bool data_ = false;
 };
 
-// A mapping in insertion order. Keys are strings nearly always; others are found by a walk.
+// A mapping in insertion order.
 struct Dict {
   std::vector<std::pair<Value, Value>> entries;
-  absl::flat_hash_map<std::string, size_t> index;
+  absl::flat_hash_map<std::string, size_t> index;   // of the keys that are strings
+  absl::flat_hash_map<std::string, size_t> others;  // of the rest, by HashKey
   int depth = 1;
 
-  const Value* Find(const Value& key) const;
+  // Raise for unhashable keys.
+  const Value* Find(const Value& key, Budget& budget) const;
+  void Set(Value key, Value value, Budget& budget);
+  // String keys.
   const Value* Find(std::string_view key) const;
-  void Set(Value key, Value value);  // raises for unhashable keys
+  void Set(Text key, Value value);
 };
 
 // The `loop` variable of one running loop.
@@ -157,36 +212,24 @@ struct Loop {
   std::vector<Value> last_changed;
 };
 
+struct KeywordArg {
+  std::string name;
+  Value value;
+  bool data = false;  // the name came out of a mapping of the request: f(**tool)
+};
+
 struct Args {
   std::vector<Value> positional;
-  std::vector<std::pair<std::string, Value>> keyword;
+  std::vector<KeywordArg> keyword;
 
   const Value* Keyword(std::string_view name) const;
   // Positional argument `i`, else keyword `name`, else nullptr.
   const Value* Get(size_t i, std::string_view name) const;
 };
 
-// What a conversion to text may use up: shared by everything that one rendering makes.
-class Budget {
- public:
-  Budget(uint64_t steps_max, uint64_t alloc_max, size_t single_max)
-      : steps_left_(steps_max),
-        alloc_left_(alloc_max),
-        single_max_(single_max),
-        steps_max_(steps_max),
-        alloc_max_(alloc_max) {}
-  void Step(uint64_t n = 1);      // raises a limit Failure
-  void Allocate(uint64_t bytes);  // likewise, also for one object above the single limit
-
- private:
-  uint64_t steps_left_, alloc_left_;
-  size_t single_max_;
-  uint64_t steps_max_, alloc_max_;
-};
-
 // str(value) and repr(value).
-std::string ToStr(const Value& value, Budget& budget);
-std::string Repr(const Value& value, Budget& budget);
+Text ToStr(const Value& value, Budget& budget);
+Text Repr(const Value& value, Budget& budget);
 std::string ReprFloat(double d);
 
 struct JsonStyle {
@@ -196,8 +239,8 @@ struct JsonStyle {
   std::string indent;
   std::string item_separator = ", ", key_separator = ": ";
 };
-// json.dumps(value).
-std::string ToJson(const Value& value, const JsonStyle& style, Budget& budget);
+// json.dumps(value). The style's own strings count as trusted.
+Text ToJson(const Value& value, const JsonStyle& style, Budget& budget);
 
 // As HTML: & < > " ' escaped.
 std::string EscapeHtml(std::string_view text);
