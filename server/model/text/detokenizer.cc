@@ -4,21 +4,25 @@
 
 namespace tidepool {
 
+bool StreamDecoder::Contributes(int32_t id) const {
+  return tokenizer_->TokenPiece(id).has_value() && !(skip_special_ && tokenizer_->is_special(id));
+}
+
 void StreamDecoder::Prime(std::span<const int32_t> prompt) {
   // Only the beginning of the text (for stripping) and an unfinished character (at most 3 byte tokens)
   // matter.
-  constexpr size_t kLast = 8;
+  constexpr int kLast = 8;
   size_t i = 0;
   while (i < prompt.size() && Push(prompt[i++]).empty()) {
   }
-  if (prompt.size() > kLast) i = std::max(i, prompt.size() - kLast);
-  for (; i < prompt.size(); ++i) Push(prompt[i]);
+  size_t from = prompt.size();
+  for (int last = 0; from > i && last < kLast; --from) last += Contributes(prompt[from - 1]) ? 1 : 0;
+  for (; from < prompt.size(); ++from) Push(prompt[from]);
 }
 
 std::string StreamDecoder::Push(int32_t id) {
   std::string out;
-  const auto piece = tokenizer_->TokenPiece(id);
-  if (piece && !(skip_special_ && tokenizer_->is_special(id))) state_.Push(*piece, out);
+  if (Contributes(id)) state_.Push(*tokenizer_->TokenPiece(id), out);
   return out;
 }
 

@@ -33,6 +33,9 @@ class StreamDecoder {
   std::string Finish();
 
  private:
+  // Whether a token has text that is to be shown.
+  bool Contributes(int32_t id) const;
+
   const Tokenizer* tokenizer_;
   bool skip_special_;
   TokenDecoder state_;

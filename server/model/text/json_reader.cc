@@ -1,10 +1,6 @@
 #include "server/model/text/json_reader.h"
 
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <system_error>
+#include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
@@ -60,25 +56,6 @@ absl::StatusOr<json> Parse(std::string_view text, std::string_view where) {
   } catch (const std::exception& e) {
     return absl::InvalidArgumentError(absl::StrCat(Sv(where), ": not JSON: ", e.what()));
   }
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max) {
-  std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  if (error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory) {
-    return absl::NotFoundError(absl::StrCat(path, " does not exist"));
-  }
-  if (error) return absl::UnavailableError(absl::StrCat(path, " cannot be read: ", error.message()));
-  if (size > bytes_max) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(path, " has ", size, " bytes; at most ", bytes_max, " are read"));
-  }
-  std::ifstream in(path, std::ios::binary);
-  std::string text(size, '\0');
-  if (!in || !in.read(text.data(), static_cast<std::streamsize>(size))) {
-    return absl::UnavailableError(absl::StrCat(path, " cannot be read: ", std::strerror(errno)));
-  }
-  return text;
 }
 
 const json* Member(const json& object, std::string_view key) {

@@ -20,10 +20,6 @@ inline constexpr int kDepthMax = 64;
 // kDepthMax.
 absl::StatusOr<nlohmann::json> Parse(std::string_view text, std::string_view where);
 
-// NotFound where there is no such file, ResourceExhausted above `bytes_max`, Unavailable where it cannot be
-// read.
-absl::StatusOr<std::string> ReadFile(const std::string& path, size_t bytes_max);
-
 // The member, or nullptr where it is absent or null.
 const nlohmann::json* Member(const nlohmann::json& object, std::string_view key);
 

@@ -5,10 +5,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "server/model/strings/utf8.h"
 #include "server/model/text/json_reader.h"
 #include "server/model/text/normalizer.h"
-#include "server/model/text/unicode.h"
-#include "server/model/text/utf8.h"
+#include "server/model/text/unicode_classes.h"
 
 namespace tidepool {
 
@@ -47,15 +47,15 @@ int Byte(uint32_t cp) { return cp < Get().bytes.size() ? Get().bytes[cp] : -1; }
 
 namespace {
 
-// Source: huggingface/tokenizers, pre_tokenizers/byte_level.rs.
-constexpr std::string_view kGpt2Pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr size_t kStepsMax = 32;  // the longest known sequence has 5
 
+// Appends the stretches of text[piece) for which `match` says yes, one a character.
 template <typename Match>
-void MatchChars(std::string_view text, Match match, std::vector<Regex::Span>& out) {
-  for (size_t pos = 0; pos < text.size();) {
+void MatchChars(std::string_view text, Regex::Span piece, Match match, std::vector<Regex::Span>& out) {
+  for (size_t pos = piece.begin; pos < piece.end;) {
     const size_t begin = pos;
-    if (match(utf8::Next(text, pos))) out.push_back({begin, pos});
+    if (match(utf8::Next(text, pos)))
+      out.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(pos)});
   }
 }
 
@@ -64,6 +64,11 @@ void MatchChars(std::string_view text, Match match, std::vector<Regex::Span>& ou
 absl::StatusOr<PreTokenizer> PreTokenizer::Parse(const json& node, const std::string& where) {
   PreTokenizer pre;
   TP_RETURN_IF_ERROR(Append(node, where, pre.steps_));
+  if (pre.steps_.size() > kStepsMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, " has ", pre.steps_.size(), " steps; at most ", kStepsMax, " are allowed"));
+  }
+  pre.byte_level_ = !pre.steps_.empty() && pre.steps_.back().kind == Kind::kByteLevel;
   return pre;
 }
 
@@ -97,14 +102,17 @@ absl::Status PreTokenizer::Append(const json& node, const std::string& where, st
     step.kind = Kind::kByteLevel;
     TP_ASSIGN_OR_RETURN(step.add_prefix_space, json_reader::GetBool(node, "add_prefix_space", where, true));
     TP_ASSIGN_OR_RETURN(const bool use_regex, json_reader::GetBool(node, "use_regex", where, true));
-    if (use_regex) {
-      TP_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(kGpt2Pattern));
-      step.pattern.push_back(std::move(regex));
-    }
+    if (use_regex) step.scanner = SplitScanner::Gpt2();
   } else if (type == "Split") {
     step.kind = Kind::kSplit;
-    TP_ASSIGN_OR_RETURN(Regex regex, ParsePattern(node, "pattern", where));
-    step.pattern.push_back(std::move(regex));
+    const json* pattern = json_reader::Member(node, "pattern");
+    const json* spelled = pattern == nullptr ? nullptr : json_reader::Member(*pattern, "Regex");
+    if (spelled != nullptr && spelled->is_string()) {
+      step.scanner = SplitScanner::For(spelled->get_ref<const std::string&>());
+    }
+    if (!step.scanner) {
+      TP_ASSIGN_OR_RETURN(step.regex, ParsePattern(node, "pattern", where));
+    }
     TP_ASSIGN_OR_RETURN(step.behavior, ParseBehavior(node, where, "Isolated"));
     TP_ASSIGN_OR_RETURN(step.invert, json_reader::GetBool(node, "invert", where, false));
   } else if (type == "Digits") {
@@ -116,6 +124,7 @@ absl::Status PreTokenizer::Append(const json& node, const std::string& where, st
     TP_ASSIGN_OR_RETURN(step.behavior, ParseBehavior(node, where, "Isolated"));
   } else if (type == "Metaspace") {
     step.kind = Kind::kMetaspace;
+    step.behavior = Behavior::kMergedWithNext;
     TP_ASSIGN_OR_RETURN(step.replacement, json_reader::GetString(node, "replacement", where, "\xE2\x96\x81"));
     TP_ASSIGN_OR_RETURN(const bool legacy_prefix,
                         json_reader::GetBool(node, "add_prefix_space", where, true));
@@ -129,14 +138,16 @@ absl::Status PreTokenizer::Append(const json& node, const std::string& where, st
                    : scheme == "first" ? Prepend::kFirst
                                        : Prepend::kNever;
     TP_ASSIGN_OR_RETURN(step.split, json_reader::GetBool(node, "split", where, true));
-    TP_ASSIGN_OR_RETURN(Regex regex, Regex::Literal(step.replacement));
-    step.pattern.push_back(std::move(regex));
+    if (utf8::Count(step.replacement) != 1) {
+      return absl::InvalidArgumentError(absl::StrCat(where, ".replacement must be one character"));
+    }
   } else if (type == "Whitespace") {
     step.kind = Kind::kWhitespace;
-    TP_ASSIGN_OR_RETURN(Regex regex, Regex::Compile(R"(\w+|[^\w\s]+)"));
-    step.pattern.push_back(std::move(regex));
   } else if (type == "WhitespaceSplit") {
     step.kind = Kind::kWhitespaceSplit;
+    step.behavior = Behavior::kRemoved;
+  } else if (type == "BertPreTokenizer") {
+    step.kind = Kind::kBert;
   } else {
     return absl::UnimplementedError(absl::StrCat(where, ": pre-tokenizer ", type, " is not supported"));
   }
@@ -145,133 +156,176 @@ absl::Status PreTokenizer::Append(const json& node, const std::string& where, st
 }
 
 // Source of the five behaviours: huggingface/tokenizers, tokenizer/normalizer.rs, NormalizedString::split.
-void PreTokenizer::Cut(std::string_view text, const std::vector<Regex::Span>& matches, Behavior behavior,
-                       bool invert, std::vector<std::string>& out) {
-  struct Part {
-    size_t begin, end;
-    bool match;
+void PreTokenizer::Cut(Regex::Span piece, const std::vector<Regex::Span>& matches, Behavior behavior,
+                       bool invert, std::vector<Regex::Span>& out) {
+  const size_t first = out.size();
+  bool previous = false;
+  // Takes the stretches one by one, matches and what lies between them.
+  const auto take = [&](uint32_t begin, uint32_t end, bool match) {
+    if (begin == end) return;
+    switch (behavior) {
+      case Behavior::kIsolated:
+        out.push_back({begin, end});
+        break;
+      case Behavior::kRemoved:
+        if (!match) out.push_back({begin, end});
+        break;
+      case Behavior::kContiguous:
+        if (match == previous && out.size() > first) {
+          out.back().end = end;
+        } else {
+          out.push_back({begin, end});
+        }
+        break;
+      case Behavior::kMergedWithPrevious:
+        if (match && !previous && out.size() > first) {
+          out.back().end = end;
+        } else {
+          out.push_back({begin, end});
+        }
+        break;
+      case Behavior::kMergedWithNext:
+        // What follows joins a match that stands alone so far.
+        if (!match && previous && out.size() > first) {
+          out.back().end = end;
+        } else {
+          out.push_back({begin, end});
+        }
+        break;
+    }
+    previous = match;
   };
-  std::vector<Part> parts;
-  parts.reserve(matches.size() * 2 + 1);
-  size_t done = 0;
+  uint32_t done = piece.begin;
   for (const Regex::Span& m : matches) {
-    if (m.begin > done) parts.push_back({done, m.begin, invert});
-    parts.push_back({m.begin, m.end, !invert});
+    take(done, m.begin, invert);
+    take(m.begin, m.end, !invert);
     done = m.end;
   }
-  if (done < text.size()) parts.push_back({done, text.size(), invert});
-
-  std::vector<Part> cut;
-  cut.reserve(parts.size());
-  bool previous = false;
-  switch (behavior) {
-    case Behavior::kIsolated:
-      cut = std::move(parts);
-      break;
-    case Behavior::kRemoved:
-      for (const Part& p : parts) {
-        if (!p.match) cut.push_back(p);
-      }
-      break;
-    case Behavior::kContiguous:
-    case Behavior::kMergedWithPrevious:
-      for (const Part& p : parts) {
-        const bool join = behavior == Behavior::kContiguous ? p.match == previous : p.match && !previous;
-        if (join && !cut.empty()) {
-          cut.back().end = p.end;
-        } else {
-          cut.push_back(p);
-        }
-        previous = p.match;
-      }
-      break;
-    case Behavior::kMergedWithNext:
-      for (auto p = parts.rbegin(); p != parts.rend(); ++p) {
-        if (p->match && !previous && !cut.empty()) {
-          cut.back().begin = p->begin;
-        } else {
-          cut.push_back(*p);
-        }
-        previous = p->match;
-      }
-      std::reverse(cut.begin(), cut.end());
-      break;
-  }
-  for (const Part& p : cut) out.emplace_back(text.substr(p.begin, p.end - p.begin));
+  take(done, piece.end, invert);
 }
 
-absl::Status PreTokenizer::Run(const Step& step, std::string piece, bool at_start,
-                               std::vector<std::string>& out) {
-  std::vector<Regex::Span> matches;
+absl::Status PreTokenizer::CutPiece(const Step& step, std::string_view text, Regex::Span piece,
+                                    Scratch& scratch) {
+  const unicode_classes::Table& table = unicode_classes::Table::Get();
+  std::vector<Regex::Span>& matches = scratch.matches;
+  std::vector<Regex::Span>& out = scratch.next;
+  matches.clear();
   switch (step.kind) {
-    case Kind::kByteLevel: {
-      if (step.add_prefix_space && piece.front() != ' ') piece.insert(piece.begin(), ' ');
-      std::vector<std::string> words;
-      if (step.pattern.empty()) {
-        words.push_back(std::move(piece));
+    case Kind::kByteLevel:
+    case Kind::kSplit: {
+      const std::string_view within = text.substr(piece.begin, piece.end - piece.begin);
+      if (step.scanner) {
+        if (step.behavior == Behavior::kIsolated) {
+          step.scanner->Scan(within, piece.begin, out);
+          return absl::OkStatus();
+        }
+        step.scanner->Scan(within, piece.begin, matches);
+      } else if (step.regex) {
+        TP_RETURN_IF_ERROR(step.regex->FindAll(within, matches));
+        for (Regex::Span& m : matches) m.begin += piece.begin, m.end += piece.begin;
       } else {
-        TP_RETURN_IF_ERROR(step.pattern[0].FindAll(piece, matches));
-        Cut(piece, matches, Behavior::kIsolated, false, words);
-      }
-      for (const std::string& word : words) {
-        std::string& mapped = out.emplace_back();
-        mapped.reserve(word.size() * 2);
-        for (const char c : word) mapped.append(byte_alphabet::Char(static_cast<uint8_t>(c)));
-      }
-      return absl::OkStatus();
-    }
-    case Kind::kSplit:
-      TP_RETURN_IF_ERROR(step.pattern[0].FindAll(piece, matches));
-      Cut(piece, matches, step.behavior, step.invert, out);
-      return absl::OkStatus();
-    case Kind::kDigits:
-      MatchChars(piece, unicode::IsNumeric, matches);
-      Cut(piece, matches, step.behavior, false, out);
-      return absl::OkStatus();
-    case Kind::kPunctuation:
-      MatchChars(piece, unicode::IsPunctuation, matches);
-      Cut(piece, matches, step.behavior, false, out);
-      return absl::OkStatus();
-    case Kind::kMetaspace: {
-      std::string text;
-      text.reserve(piece.size() + 16);
-      for (const char c : piece) c == ' ' ? text.append(step.replacement) : text.append(1, c);
-      const bool prepend = step.prepend == Prepend::kAlways || (step.prepend == Prepend::kFirst && at_start);
-      if (prepend && !text.starts_with(step.replacement)) text.insert(0, step.replacement);
-      if (!step.split) {
-        out.push_back(std::move(text));
+        out.push_back(piece);
         return absl::OkStatus();
       }
-      TP_RETURN_IF_ERROR(step.pattern[0].FindAll(text, matches));
-      Cut(text, matches, Behavior::kMergedWithNext, false, out);
+      break;
+    }
+    case Kind::kDigits:
+      MatchChars(
+          text, piece, [&](uint32_t cp) { return table.Is(cp, unicode_classes::kNumeric); }, matches);
+      break;
+    case Kind::kPunctuation:
+      MatchChars(
+          text, piece, [&](uint32_t cp) { return table.Is(cp, unicode_classes::kPunctuation); }, matches);
+      break;
+    case Kind::kMetaspace:
+      text = text.substr(0, piece.end);
+      for (size_t pos = text.find(step.replacement, piece.begin); pos != text.npos;
+           pos = text.find(step.replacement, pos + step.replacement.size())) {
+        matches.push_back({static_cast<uint32_t>(pos), static_cast<uint32_t>(pos + step.replacement.size())});
+      }
+      break;
+    case Kind::kWhitespaceSplit:
+      MatchChars(
+          text, piece, [&](uint32_t cp) { return table.Is(cp, unicode_classes::kSpace); }, matches);
+      break;
+    // Words, runs of anything else, and white space, which is dropped. Bert's: each punctuation mark alone.
+    case Kind::kWhitespace:
+    case Kind::kBert: {
+      const bool bert = step.kind == Kind::kBert;
+      int before = 0;
+      for (size_t pos = piece.begin; pos < piece.end;) {
+        const auto begin = static_cast<uint32_t>(pos);
+        const uint16_t classes = table[utf8::Next(text, pos)];
+        const int now = (classes & unicode_classes::kSpace) != 0 ? 0
+                        : bert ? ((classes & unicode_classes::kPunctuation) != 0 ? 2 : 1)
+                               : ((classes & unicode_classes::kWord) != 0 ? 1 : 2);
+        const bool joins = now == before && !(bert && now == 2);
+        if (now != 0 && joins) out.back().end = static_cast<uint32_t>(pos);
+        if (now != 0 && !joins) out.push_back({begin, static_cast<uint32_t>(pos)});
+        before = now;
+      }
       return absl::OkStatus();
     }
-    case Kind::kWhitespace:
-      TP_RETURN_IF_ERROR(step.pattern[0].FindAll(piece, matches));
-      Cut(piece, matches, Behavior::kRemoved, true, out);
-      return absl::OkStatus();
-    case Kind::kWhitespaceSplit:
-      MatchChars(piece, unicode::IsWhiteSpace, matches);
-      Cut(piece, matches, Behavior::kRemoved, false, out);
-      return absl::OkStatus();
   }
+  Cut(piece, matches, step.behavior, step.invert, out);
   return absl::OkStatus();
 }
 
-absl::Status PreTokenizer::Apply(std::string_view text, bool at_start,
-                                 std::vector<std::string>& pieces) const {
-  pieces.clear();
-  if (text.empty()) return absl::OkStatus();
-  pieces.emplace_back(text);
-  for (const Step& step : steps_) {
-    std::vector<std::string> next;
-    next.reserve(pieces.size() + text.size() / 4);
-    for (size_t i = 0; i < pieces.size(); ++i) {
-      TP_RETURN_IF_ERROR(Run(step, std::move(pieces[i]), at_start && i == 0, next));
+absl::StatusOr<std::string_view> PreTokenizer::Apply(std::string_view text, bool at_start,
+                                                     Scratch& scratch) const {
+  scratch.spans.clear();
+  if (text.empty()) return text;
+  scratch.spans.push_back({0, static_cast<uint32_t>(text.size())});
+  int buffer = 0;
+  // Writes the pieces anew, each by `write(piece, out)`.
+  const auto rewrite = [&](auto write) {
+    std::string& out = scratch.buffer[buffer];
+    buffer ^= 1;
+    out.clear();
+    for (Regex::Span& span : scratch.spans) {
+      const auto begin = static_cast<uint32_t>(out.size());
+      write(span, out);
+      span = {begin, static_cast<uint32_t>(out.size())};
     }
-    pieces = std::move(next);
+    text = out;
+  };
+  for (const Step& step : steps_) {
+    if (step.kind == Kind::kMetaspace) {
+      rewrite([&](const Regex::Span& span, std::string& out) {
+        const std::string_view piece = text.substr(span.begin, span.end - span.begin);
+        const bool prepend = step.prepend == Prepend::kAlways ||
+                             (step.prepend == Prepend::kFirst && at_start && span.begin == 0);
+        if (prepend && piece.front() != ' ' && !piece.starts_with(step.replacement))
+          out.append(step.replacement);
+        size_t done = 0;
+        for (size_t pos = piece.find(' '); pos != piece.npos; pos = piece.find(' ', done)) {
+          out.append(piece, done, pos - done).append(step.replacement);
+          done = pos + 1;
+        }
+        out.append(piece.substr(done));
+      });
+      if (!step.split) continue;
+    }
+    if (step.kind == Kind::kByteLevel && step.add_prefix_space &&
+        std::any_of(scratch.spans.begin(), scratch.spans.end(),
+                    [&](const Regex::Span& span) { return text[span.begin] != ' '; })) {
+      rewrite([&](const Regex::Span& span, std::string& out) {
+        if (text[span.begin] != ' ') out.push_back(' ');
+        out.append(text, span.begin, span.end - span.begin);
+      });
+    }
+    scratch.next.clear();
+    for (const Regex::Span& span : scratch.spans) TP_RETURN_IF_ERROR(CutPiece(step, text, span, scratch));
+    std::swap(scratch.spans, scratch.next);
+    if (step.kind == Kind::kByteLevel && &step != &steps_.back()) {
+      rewrite([&](const Regex::Span& span, std::string& out) {
+        for (uint32_t i = span.begin; i < span.end; ++i) {
+          out.append(byte_alphabet::Char(static_cast<uint8_t>(text[i])));
+        }
+      });
+    }
   }
-  return absl::OkStatus();
+  return text;
 }
 
 }  // namespace tidepool

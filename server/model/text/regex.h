@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -12,24 +13,25 @@
 namespace tidepool {
 
 // Regex: a compiled PCRE2 pattern (JIT where the machine has it, UTF and UCP on), or a plain string.
-// Immutable, thread-safe, cheap to copy. PCRE2 10.42 holds Unicode 14 tables; Hugging Face's tokenizers use
-// Oniguruma: for the patterns that models ship both read alike.
+// Immutable, thread-safe, cheap to copy. Hugging Face's tokenizers use Oniguruma, whose sets for \s, \w, \d
+// and the general categories differ from PCRE2's (other Unicode versions, other definitions): Compile asks
+// PCRE2 for Oniguruma's.
 class Regex {
  public:
-  // Errors: InvalidArgument with PCRE2's message and the offset in the pattern.
+  static constexpr size_t kPatternBytesMax = 16 << 10;  // the longest known has 600
+
+  // Errors: InvalidArgument with PCRE2's message and the offset in the pattern; Unimplemented (class
+  // intersection and nesting, negated sets inside a class).
   static absl::StatusOr<Regex> Compile(std::string_view pattern);
   // Matches exactly `text`. Errors: InvalidArgument when empty.
   static absl::StatusOr<Regex> Literal(std::string text);
 
   struct Span {
-    size_t begin, end;  // [begin, end), bytes
+    uint32_t begin, end;  // [begin, end), bytes
   };
   // Sets `out` to the non-overlapping matches in order; empty matches are left out. `text` must be valid
-  // UTF-8. Errors: InvalidArgument (the match exhausted its step, heap or stack limit).
+  // UTF-8 and below 4 GiB. Errors: InvalidArgument (the match exhausted its step, heap or stack limit).
   absl::Status FindAll(std::string_view text, std::vector<Span>& out) const;
-
-  // Every match replaced by `content` (taken as it stands).
-  absl::StatusOr<std::string> ReplaceAll(std::string_view text, std::string_view content) const;
 
   bool is_literal() const { return code_ == nullptr; }
   const std::string& literal() const { return literal_; }

@@ -5,15 +5,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "server/model/strings/utf8.h"
 #include "server/model/text/json_reader.h"
 #include "server/model/text/pretokenizer.h"
-#include "server/model/text/utf8.h"
 
 namespace tidepool {
 
 using nlohmann::json;
 
 namespace {
+
+constexpr size_t kGrowthMax = 64;
+constexpr size_t kStepsMax = 32;
 
 // `<0x1F>` as its byte, -1 for any other token.
 int FallbackByte(std::string_view piece) {
@@ -57,6 +60,10 @@ absl::StatusOr<TokenDecoderSpec> TokenDecoderSpec::Parse(const json& node, const
   TokenDecoderSpec spec;
   spec.steps_.clear();
   TP_RETURN_IF_ERROR(Append(node, where, spec.steps_));
+  if (spec.steps_.size() > kStepsMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, " has ", spec.steps_.size(), " steps; at most ", kStepsMax, " are allowed"));
+  }
   bool fused = false;
   for (Step& step : spec.steps_) {
     step.fused = fused;
@@ -101,6 +108,19 @@ absl::Status TokenDecoderSpec::Append(const json& node, const std::string& where
       return absl::InvalidArgumentError(absl::StrCat(where, ".pattern.String must not be empty"));
     }
     TP_ASSIGN_OR_RETURN(step.content, json_reader::GetString(node, "content", where));
+    // What all Replace steps together may make of one byte.
+    size_t growth = 1;
+    steps.push_back(step);
+    for (const Step& s : steps) {
+      if (s.kind == Kind::kReplace)
+        growth *= std::max<size_t>(1, (s.content.size() + s.pattern.size() - 1) / s.pattern.size());
+      if (growth > kGrowthMax) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(where, ": the Replace decoders up to here may make a token more than ", kGrowthMax,
+                         " times as long, which is not supported"));
+      }
+    }
+    return absl::OkStatus();
   } else if (type == "Strip") {
     step.kind = Kind::kStrip;
     TP_ASSIGN_OR_RETURN(step.content, json_reader::GetString(node, "content", where));
@@ -121,11 +141,37 @@ absl::Status TokenDecoderSpec::Append(const json& node, const std::string& where
     TP_ASSIGN_OR_RETURN(const std::string scheme,
                         json_reader::GetString(node, "prepend_scheme", where, prefix ? "always" : "never"));
     step.keep_first = scheme == "never";
+  } else if (type == "WordPiece") {
+    step.kind = Kind::kWordPiece;
+    TP_ASSIGN_OR_RETURN(step.pattern, json_reader::GetString(node, "prefix", where, "##"));
+    TP_ASSIGN_OR_RETURN(step.cleanup, json_reader::GetBool(node, "cleanup", where, true));
+  } else if (type == "BPEDecoder") {
+    step.kind = Kind::kBpe;
+    TP_ASSIGN_OR_RETURN(step.pattern, json_reader::GetString(node, "suffix", where, "</w>"));
+    if (step.pattern.empty())
+      return absl::InvalidArgumentError(absl::StrCat(where, ".suffix must not be empty"));
   } else {
     return absl::UnimplementedError(absl::StrCat(where, ": decoder ", type, " is not supported"));
   }
   steps.push_back(std::move(step));
   return absl::OkStatus();
+}
+
+// Source: huggingface/tokenizers, decoders/wordpiece.rs.
+std::string TokenDecoderSpec::WordPiece(const Step& step, std::string_view token, bool first) {
+  std::string text;
+  if (!first && token.starts_with(step.pattern)) {
+    text = token.substr(step.pattern.size());
+  } else {
+    if (!first) text = " ";
+    text.append(token);
+  }
+  if (!step.cleanup) return text;
+  static constexpr std::pair<std::string_view, std::string_view> kCleanup[] = {
+      {" .", "."},   {" ?", "?"},           {" !", "!"},   {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
+      {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+  for (const auto& [pattern, content] : kCleanup) text = ReplaceAll(text, pattern, content);
+  return text;
 }
 
 std::string TokenDecoderSpec::TokenBytes(std::string_view piece) const {
@@ -143,6 +189,12 @@ std::string TokenDecoderSpec::TokenBytes(std::string_view piece) const {
         break;
       case Kind::kMetaspace:
         text = ReplaceAll(text, step.content, " ");
+        break;
+      case Kind::kWordPiece:
+        text = WordPiece(step, text, false);
+        break;
+      case Kind::kBpe:
+        text = ReplaceAll(text, step.pattern, " ");
         break;
       case Kind::kFuse:
       case Kind::kStrip:
@@ -202,6 +254,18 @@ void TokenDecoder::Feed(size_t index, std::string text, std::string& out) {
     case Kind::kMetaspace:
       next = ReplaceAll(text, step.content, state.seen++ == 0 && !step.keep_first ? "" : " ");
       break;
+    case Kind::kWordPiece:
+      next = TokenDecoderSpec::WordPiece(step, text, state.seen++ == 0);
+      break;
+    case Kind::kBpe: {
+      // A suffix is a space unless the token is the last: what follows the first one waits for the next
+      // token.
+      next = ReplaceAll(state.held, step.pattern, " ");
+      const size_t suffix = std::min(text.find(step.pattern), text.size());
+      next.append(text, 0, suffix);
+      state.held = text.substr(suffix);
+      break;
+    }
     case Kind::kReplace: {
       if (!step.fused) {
         next = ReplaceAll(text, step.pattern, step.content);
@@ -269,6 +333,9 @@ void TokenDecoder::Flush(size_t index, std::string& out) {
       break;
     case Kind::kReplace:
       rest = state.held;
+      break;
+    case Kind::kBpe:
+      rest = ReplaceAll(state.held, spec_->steps_[index].pattern, "");
       break;
     default:  // kStrip holds what is to be dropped; the others hold nothing
       break;

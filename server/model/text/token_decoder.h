@@ -12,8 +12,8 @@
 namespace tidepool {
 
 // TokenDecoderSpec: the `decoder` part of tokenizer.json: Sequence, ByteLevel, Replace, ByteFallback, Fuse,
-// Strip and Metaspace. Immutable, thread-safe. Without a decoder tokens are joined by spaces, as Hugging Face
-// does.
+// Strip, Metaspace, WordPiece and BPEDecoder. Immutable, thread-safe. Without a decoder tokens are joined by
+// spaces, as Hugging Face does.
 class TokenDecoderSpec {
  public:
   TokenDecoderSpec() : steps_{Step{Kind::kJoin}} {}
@@ -27,15 +27,19 @@ class TokenDecoderSpec {
 
  private:
   friend class TokenDecoder;
-  enum class Kind { kByteLevel, kReplace, kByteFallback, kFuse, kStrip, kMetaspace, kJoin };
+  enum class Kind { kByteLevel, kReplace, kByteFallback, kFuse, kStrip, kMetaspace, kWordPiece, kBpe, kJoin };
   struct Step {
     Kind kind;
-    std::string pattern, content;  // kReplace; kStrip and kMetaspace: content, one character
-    size_t start = 0, stop = 0;    // kStrip
-    bool keep_first = false;       // kMetaspace: prepend_scheme never
-    bool fused = false;            // set behind kFuse and kByteLevel: the input is one token in fragments
+    // kReplace; kStrip and kMetaspace: content, one character; kWordPiece: pattern, the prefix; kBpe:
+    // pattern, the suffix
+    std::string pattern, content;
+    size_t start = 0, stop = 0;  // kStrip
+    bool keep_first = false;     // kMetaspace: prepend_scheme never
+    bool cleanup = false;        // kWordPiece
+    bool fused = false;          // set behind kFuse and kByteLevel: the input is one token in fragments
   };
   static absl::Status Append(const nlohmann::json& node, const std::string& where, std::vector<Step>& steps);
+  static std::string WordPiece(const Step& step, std::string_view token, bool first);
   std::vector<Step> steps_;
 };
 

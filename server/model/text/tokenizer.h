@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,17 +11,19 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "server/model/strings/marked_text.h"
 #include "server/model/text/added_tokens.h"
-#include "server/model/text/bpe.h"
 #include "server/model/text/normalizer.h"
 #include "server/model/text/pretokenizer.h"
 #include "server/model/text/token_decoder.h"
+#include "server/model/text/token_model.h"
 
 namespace tidepool {
 
 // Tokenizer: a Codec between text and token ids, read from a Hugging Face tokenizer.json whose model is BPE
-// (byte-level, or sentencepiece-style with byte fallback). Immutable after Load, hence thread-safe. Ids equal
-// those of the `tokenizers` library on the same file.
+// (byte-level, or sentencepiece-style with byte fallback), Unigram, WordPiece or WordLevel. Thread-safe: all
+// but a pool of working memory is immutable after Load. Ids equal those of the `tokenizers` library on the
+// same file.
 class Tokenizer {
  public:
   // Largest text that Encode takes, bytes: far above any context window, and a bound on the memory of a call.
@@ -32,11 +35,19 @@ class Tokenizer {
     // Recognises special tokens that are spelled out in the text. A rendered chat template needs it; text
     // that a user typed and that is not to steer the model is encoded with false.
     bool parse_special = true;
+    // What stems from strangers in a rendered chat template (MarkedText::data): sorted, disjoint ranges of
+    // the text's bytes. A special token whose spelling overlaps one is encoded as ordinary text, so nothing
+    // that a user writes becomes a control token, alone or together with the template's own text next to it.
+    // All else is encoded as without. Borrowed for the call.
+    std::span<const ByteRange> data = {};
+    // Where not null: the elementary steps of the model (merges looked up, candidates weighed) are added, for
+    // those who watch that the work stays linear.
+    uint64_t* steps = nullptr;
   };
 
   // Reads `dir`/tokenizer.json and, where there, tokenizer_config.json, special_tokens_map.json and
   // chat_template.jinja. Errors name the file and the field: NotFound (no tokenizer.json), InvalidArgument
-  // (malformed or contradictory), Unimplemented (a component that we do not have, for instance WordPiece).
+  // (malformed or contradictory), Unimplemented (a component that we do not have).
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> Load(const std::string& dir);
 
   // The same from memory; `config_json` and `chat_template` may be empty. `name` stands for the file in
@@ -45,8 +56,9 @@ class Tokenizer {
                                                                    std::string_view config_json = {},
                                                                    std::string_view name = "tokenizer.json");
 
-  // O(n log n) in the bytes of `text`. Invalid UTF-8 reads as U+FFFD. Errors: InvalidArgument (text longer
-  // than kTextBytesMax, or one that exhausts the pre-tokenizer regex's limits).
+  // O(n log n) in the bytes of `text`. Invalid UTF-8 reads as U+FFFD, one per maximal subpart. Errors:
+  // InvalidArgument (text longer than kTextBytesMax, one that exhausts the pre-tokenizer regex's limits, or a
+  // character that the vocabulary lacks where it has no unknown token).
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, EncodeOptions options) const;
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text) const {
     return Encode(text, EncodeOptions{});
@@ -57,7 +69,7 @@ class Tokenizer {
   std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
 
   // Highest id + 1, added tokens included. Ids below it may be unused.
-  int32_t vocab_size() const { return static_cast<int32_t>(id_to_text_.size()); }
+  int32_t vocab_size() const { return static_cast<int32_t>(entries_.size()); }
   std::optional<int32_t> bos_id() const { return bos_id_; }
   std::optional<int32_t> eos_id() const { return eos_id_; }
   const std::string& bos_token() const { return bos_token_; }
@@ -83,30 +95,63 @@ class Tokenizer {
   const TokenDecoderSpec& decoder_spec() const { return decoder_; }
 
  private:
+  // Working memory of one Encode call.
+  struct Scratch {
+    PreTokenizer::Scratch pieces;
+    TokenModel::Scratch model;
+    std::vector<AddedTokens::Part> raw_parts, parts;
+    std::vector<ByteRange> raw_data, data;
+    std::vector<uint8_t> marks;
+    std::string sanitized, normalized;
+  };
+  // Calls take one from here and give it back, so that their number is that of the threads that encode at
+  // once, and each stays warm. Kept: kScratchesMax.
+  class ScratchPool {
+   public:
+    static constexpr size_t kScratchesMax = 16;
+    std::unique_ptr<Scratch> Take();
+    void Give(std::unique_ptr<Scratch> scratch);
+
+   private:
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Scratch>> free_;
+  };
+
   Tokenizer() = default;
 
   absl::Status ReadTokenizerJson(const nlohmann::json& root);
+  absl::Status ReadAddedToken(const nlohmann::json& node, const std::string& where);
   absl::Status ReadPostProcessor(const nlohmann::json& node, const std::string& where);
+  absl::Status ReadTemplateProcessing(const nlohmann::json& node, const std::string& where);
   absl::Status ReadConfig(std::string_view text, std::string_view file, bool only_missing);
+  absl::Status Encode(std::string_view text, const EncodeOptions& options, Scratch& scratch,
+                      std::vector<int32_t>& ids) const;
+  // A stretch of the raw text, raw[begin, end), that holds no raw-text token.
+  absl::Status EncodeStretch(std::string_view raw, size_t begin, size_t end, const EncodeOptions& options,
+                             std::span<const ByteRange> data, Scratch& scratch,
+                             std::vector<int32_t>& ids) const;
+  void SetPiece(int32_t id, std::string_view piece, bool special);
 
   AddedTokens added_;
   Normalizer normalizer_;
   PreTokenizer pretokenizer_;
-  BpeModel bpe_;
+  std::unique_ptr<TokenModel> model_;
   TokenDecoderSpec decoder_;
-  std::vector<int32_t> prefix_ids_, suffix_ids_;  // what TemplateProcessing puts round the text
+  std::vector<int32_t> prefix_ids_, suffix_ids_;  // what the post-processor puts round the text
 
-  // By id; an unused id holds an empty piece and used == false.
+  // By id: where its spelling lies in pieces_.
   struct Entry {
-    std::string piece;
+    uint32_t begin = 0, bytes = 0;
     bool used = false;
     bool special = false;
   };
-  std::vector<Entry> id_to_text_;
+  std::vector<Entry> entries_;
+  std::string pieces_;
   absl::flat_hash_map<std::string, int32_t> added_ids_;
 
   std::optional<int32_t> bos_id_, eos_id_;
   std::string bos_token_, eos_token_, digest_, chat_template_;
+  mutable ScratchPool scratches_;
 };
 
 }  // namespace tidepool
