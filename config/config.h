@@ -18,6 +18,8 @@ struct ModelConfig {
   std::string name;            // as clients call it; default: the directory's name
   std::string dtype = "auto";  // auto (the checkpoint's; float16 computes in float32), bfloat16, float32
   uint32_t max_model_len = 0;  // tokens of prompt and answer; 0: the model's own
+  // auto (sampling defaults from the model's generation_config.json, as in vLLM), off (OpenAI's neutral ones)
+  std::string generation_config = "auto";
 };
 
 struct EngineConfig {

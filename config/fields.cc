@@ -36,6 +36,8 @@ const Field kFields[] = {
      .choices = "auto|bfloat16|float32"},
     {TP_FIELD(model.max_model_len), .kind = FieldKind::kCount,
      .help = "prompt and answer together; 0 is the model's own", .min = 0, .max = 1 << 20, .unit = "tokens"},
+    {TP_FIELD(model.generation_config), .kind = FieldKind::kChoice,
+     .help = "auto takes sampling defaults from the model's generation_config.json", .choices = "auto|off"},
 
     {TP_FIELD(engine.threads), .kind = FieldKind::kCount,
      .help = "compute threads of one worker; 0 is cores / workers on this machine, at least 1", .min = 0,

@@ -23,6 +23,8 @@ namespace {
 constexpr size_t kObservationsMax = 1024;
 // Nothing depends on it: no wait is without an end.
 constexpr absl::Duration kIdleWait = absl::Seconds(1);
+// Rows of a prompt that are scored at a time: the logits of a large vocabulary take half a megabyte a row.
+constexpr uint32_t kScoreRows = 16;
 
 template <typename T>
 void PushBounded(std::deque<T>& queue, const T& item) {
@@ -62,6 +64,9 @@ struct Engine::Impl {
     Sequence* sequence = nullptr;
     size_t logits_row = 0;  // where item.last
     bool failed = false;
+    bool scored() const {
+      return sequence->spec().prompt_logprobs >= 0 && sequence->computed() < sequence->prompt_tokens();
+    }
   };
 
   void Run();
@@ -73,6 +78,8 @@ struct Engine::Impl {
   void BuildBatch(const std::vector<PlanItem>& plan);
   // Runs the parts; those that cannot be computed end here and are marked.
   void Compute();
+  // Computes a part of a prompt whose logprobs are wanted, a few rows at a time, and tells the sink.
+  absl::Status Score(const Part& part);
   void AfterPart(Part& part);
   // The next token of a sequence: tells the sink, and decides how it goes on. False: it has ended.
   bool Accept(uint64_t id, Sequence& sequence, OutputToken token);
@@ -102,7 +109,8 @@ struct Engine::Impl {
   std::vector<int32_t> token_rows, position_rows, logit_rows;
   std::vector<Part> parts;
   std::vector<ForwardSequence> views;
-  std::vector<float> logits;  // [max_batch, vocab]
+  std::vector<float> logits;        // [max_batch, vocab]
+  std::vector<float> score_logits;  // [kScoreRows, vocab] once a prompt is scored
 
   std::mutex stop_mu;  // serialises Stop
   std::thread thread;
@@ -227,6 +235,8 @@ void Engine::Impl::BuildBatch(const std::vector<PlanItem>& plan) {
     }
     parts.push_back({.item = item, .sequence = &s});
   }
+  // Those that are computed apart come last: the others are one range.
+  std::stable_partition(parts.begin(), parts.end(), [](const Part& p) { return !p.scored(); });
 }
 
 void Engine::Impl::Compute() {
@@ -259,20 +269,73 @@ void Engine::Impl::Compute() {
     p.logits_row = row;
     if (p.item.last) ++row;
   }
-  absl::Status status = forward(0, parts.size());
+  auto fail = [&](Part& part, const absl::Status& status) {
+    part.failed = true;
+    spdlog::error("{} failed to compute: {}", part.sequence->spec().request_id, status.ToString());
+    Finish(part.item.id, FinishReason::kError, status);
+  };
+  const size_t together = static_cast<size_t>(
+      std::find_if(parts.begin(), parts.end(), [](const Part& p) { return p.scored(); }) - parts.begin());
+  for (size_t p = together; p < parts.size(); ++p) {
+    if (absl::Status status = Score(parts[p]); !status.ok()) {
+      probe.step_failures.Add();
+      fail(parts[p], status);
+    }
+  }
+  if (together == 0) return;
+  absl::Status status = forward(0, together);
   if (status.ok()) return;
   probe.step_failures.Add();
-  spdlog::error("a step of {} sequences failed: {}", parts.size(), status.ToString());
+  spdlog::error("a step of {} sequences failed: {}", together, status.ToString());
   // Whoever is at fault takes nobody along: each computes by itself. (KV is written to the same places
   // again, so what the failed step left is overwritten.)
-  for (size_t p = 0; p < parts.size(); ++p) {
-    if (parts.size() > 1) status = forward(p, 1);
+  for (size_t p = 0; p < together; ++p) {
+    if (together > 1) status = forward(p, 1);
     if (status.ok()) continue;
-    if (parts.size() > 1) probe.step_failures.Add();
-    parts[p].failed = true;
-    spdlog::error("{} failed to compute: {}", parts[p].sequence->spec().request_id, status.ToString());
-    Finish(parts[p].item.id, FinishReason::kError, status);
+    if (together > 1) probe.step_failures.Add();
+    fail(parts[p], status);
   }
+}
+
+absl::Status Engine::Impl::Score(const Part& part) {
+  const Sequence& s = *part.sequence;
+  const uint32_t vocab = options.runner->vocab(), end = s.computed() + part.item.tokens;
+  // The runner gives as many rows of logits as it takes sequences.
+  const uint32_t rows_max = std::min(kScoreRows, options.config.max_batch);
+  score_logits.resize(size_t{rows_max} * vocab);
+  std::vector<PromptLogprob> scores;
+  scores.reserve(part.item.tokens);
+  for (uint32_t begin = s.computed(); begin < end; begin += rows_max) {
+    const uint32_t n = std::min(rows_max, end - begin);
+    token_rows.assign(s.tokens().begin() + begin, s.tokens().begin() + begin + n);
+    position_rows.clear();
+    logit_rows.clear();
+    for (uint32_t i = 0; i < n; ++i) {
+      position_rows.push_back(static_cast<int32_t>(begin + i));
+      logit_rows.push_back(static_cast<int32_t>(i));
+    }
+    views.assign(1, {.blocks = s.block_bases(),
+                     .context = static_cast<int32_t>(begin + n),
+                     .first_row = 0,
+                     .q_len = static_cast<int32_t>(n)});
+    TP_RETURN_IF_ERROR(options.runner->Forward(
+        {.tokens = token_rows, .positions = position_rows, .sequences = views, .logit_rows = logit_rows},
+        score_logits.data()));
+    for (uint32_t i = 0; i < n; ++i) {
+      const std::span<const float> row = std::span(score_logits).subspan(size_t{i} * vocab, vocab);
+      if (begin + i + 1 < s.prompt_tokens()) {
+        TP_ASSIGN_OR_RETURN(PromptLogprob score,
+                            sampler.Score(row, s.tokens()[begin + i + 1], s.spec().prompt_logprobs));
+        scores.push_back(std::move(score));
+      } else {
+        // The prompt's end: these are the logits of the answer's first token.
+        std::copy(row.begin(), row.end(),
+                  logits.begin() + static_cast<std::ptrdiff_t>(part.logits_row * vocab));
+      }
+    }
+  }
+  s.sink().OnPromptLogprobs(std::move(scores));
+  return absl::OkStatus();
 }
 
 void Engine::Impl::AfterPart(Part& part) {
@@ -282,7 +345,7 @@ void Engine::Impl::AfterPart(Part& part) {
   if (!part.item.last) return;
   const uint32_t vocab = options.runner->vocab();
   auto token = sampler.Sample(std::span(logits).subspan(part.logits_row * vocab, vocab), s.spec().sampling,
-                              s.outputs(), s.Banned(), s.spec().top_logprobs);
+                              s.sample_input());
   if (!token.ok()) {
     spdlog::error("{} cannot go on: {}", s.spec().request_id, token.status().ToString());
     Finish(part.item.id, FinishReason::kError, token.status());

@@ -10,22 +10,7 @@
 namespace tidepool {
 namespace {
 
-constexpr size_t kStopTokensMax = 64;
-
 absl::Status Invalid(const std::string& message) { return absl::InvalidArgumentError(message); }
-
-absl::Status ValidateSampling(const SamplingParams& s) {
-  // Negated comparisons, so that NaN fails.
-  if (!(s.temperature >= 0 && std::isfinite(s.temperature))) {
-    return Invalid(absl::StrCat("temperature is ", s.temperature, "; it must be finite and at least 0"));
-  }
-  if (s.top_k < 0) return Invalid(absl::StrCat("top_k is ", s.top_k, "; it must be at least 0 (0: all)"));
-  if (!(s.top_p > 0 && s.top_p <= 1))
-    return Invalid(absl::StrCat("top_p is ", s.top_p, "; it must be in (0, 1]"));
-  if (!(s.min_p >= 0 && s.min_p <= 1))
-    return Invalid(absl::StrCat("min_p is ", s.min_p, "; it must be in [0, 1]"));
-  return absl::OkStatus();
-}
 
 absl::Status ValidateIds(std::string_view what, std::span<const int32_t> ids, uint32_t vocab) {
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -35,6 +20,53 @@ absl::Status ValidateIds(std::string_view what, std::span<const int32_t> ids, ui
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status ValidateSize(std::string_view what, size_t size, size_t max) {
+  if (size <= max) return absl::OkStatus();
+  return Invalid(absl::StrCat(std::string(what), " holds ", size, "; at most ", max));
+}
+
+absl::Status ValidateSampling(const SamplingParams& s, uint32_t vocab) {
+  // Negated comparisons, so that NaN fails.
+  if (!(s.temperature >= 0 && std::isfinite(s.temperature))) {
+    return Invalid(absl::StrCat("temperature is ", s.temperature, "; it must be finite and at least 0"));
+  }
+  if (s.top_k < 0) return Invalid(absl::StrCat("top_k is ", s.top_k, "; it must be at least 0 (0: all)"));
+  if (!(s.top_p > 0 && s.top_p <= 1))
+    return Invalid(absl::StrCat("top_p is ", s.top_p, "; it must be in (0, 1]"));
+  if (!(s.min_p >= 0 && s.min_p <= 1))
+    return Invalid(absl::StrCat("min_p is ", s.min_p, "; it must be in [0, 1]"));
+  if (!(s.typical_p > 0 && s.typical_p <= 1))
+    return Invalid(absl::StrCat("typical_p is ", s.typical_p, "; it must be in (0, 1]"));
+  if (!(s.repetition_penalty > 0 && std::isfinite(s.repetition_penalty))) {
+    return Invalid(
+        absl::StrCat("repetition_penalty is ", s.repetition_penalty, "; it must be finite and above 0"));
+  }
+  if (!std::isfinite(s.presence_penalty))
+    return Invalid(absl::StrCat("presence_penalty is ", s.presence_penalty, "; it must be finite"));
+  if (!std::isfinite(s.frequency_penalty))
+    return Invalid(absl::StrCat("frequency_penalty is ", s.frequency_penalty, "; it must be finite"));
+  TP_RETURN_IF_ERROR(ValidateSize("logit_bias", s.logit_bias.size(), kLogitBiasMax));
+  for (const LogitBias& b : s.logit_bias) {
+    TP_RETURN_IF_ERROR(ValidateIds("logit_bias", std::span(&b.id, 1), vocab));
+    if (!std::isfinite(b.bias))
+      return Invalid(absl::StrCat("logit_bias of token ", b.id, " is ", b.bias, "; it must be finite"));
+  }
+  TP_RETURN_IF_ERROR(ValidateSize("allowed_token_ids", s.allowed_token_ids.size(), kAllowedTokensMax));
+  TP_RETURN_IF_ERROR(ValidateIds("allowed_token_ids", s.allowed_token_ids, vocab));
+  TP_RETURN_IF_ERROR(ValidateSize("bad_words", s.bad_words.size(), kBadWordsMax));
+  for (const std::vector<int32_t>& word : s.bad_words) {
+    if (word.empty()) return Invalid("bad_words holds an empty token sequence");
+    TP_RETURN_IF_ERROR(ValidateSize("a sequence of bad_words", word.size(), kBadWordTokensMax));
+    TP_RETURN_IF_ERROR(ValidateIds("bad_words", word, vocab));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateLogprobs(std::string_view what, int32_t n) {
+  if (n >= -1 && n <= kTopLogprobsMax) return absl::OkStatus();
+  return Invalid(absl::StrCat(std::string(what), " is ", n, "; it must be in [-1, ", kTopLogprobsMax, "]"));
 }
 
 absl::Status ValidateBlocks(const SequenceSpec& spec, const BlockLayout& layout) {
@@ -65,6 +97,13 @@ absl::Status ValidateBlocks(const SequenceSpec& spec, const BlockLayout& layout)
 
 }  // namespace
 
+absl::Status ValidateDrawing(const SequenceSpec& spec, uint32_t vocab) {
+  TP_RETURN_IF_ERROR(ValidateSize("stop_token_ids", spec.stop_token_ids.size(), kStopTokensMax));
+  TP_RETURN_IF_ERROR(ValidateLogprobs("top_logprobs", spec.top_logprobs));
+  TP_RETURN_IF_ERROR(ValidateLogprobs("prompt_logprobs", spec.prompt_logprobs));
+  return ValidateSampling(spec.sampling, vocab);
+}
+
 absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layout, uint32_t vocab,
                               uint32_t max_model_len) {
   if (spec.sink == nullptr) return Invalid("sink is null");
@@ -80,15 +119,10 @@ absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layou
     TP_RETURN_IF_ERROR(ValidateIds("first_token", std::span(&spec.first_token->id, 1), vocab));
   if (spec.first_token && spec.prefill_only)
     return Invalid("prefill_only with first_token: nothing is left to do");
-  if (spec.stop_token_ids.size() > kStopTokensMax) {
-    return Invalid(
-        absl::StrCat("stop_token_ids holds ", spec.stop_token_ids.size(), "; at most ", kStopTokensMax));
+  if (spec.prompt_logprobs >= 0 && (spec.computed_tokens > 0 || spec.first_token || spec.prefill_only)) {
+    return Invalid("prompt_logprobs needs the whole prompt computed here, and its answer");
   }
-  if (spec.top_logprobs < -1 || spec.top_logprobs > kTopLogprobsMax) {
-    return Invalid(
-        absl::StrCat("top_logprobs is ", spec.top_logprobs, "; it must be in [-1, ", kTopLogprobsMax, "]"));
-  }
-  TP_RETURN_IF_ERROR(ValidateSampling(spec.sampling));
+  TP_RETURN_IF_ERROR(ValidateDrawing(spec, vocab));
   return ValidateBlocks(spec, layout);
 }
 
@@ -108,6 +142,7 @@ Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, absl::Time now)
   bases_.reserve(blocks_max);
   keys_.reserve(blocks_max);
   for (const BlockLease& lease : spec_.blocks) bases_.push_back(lease.data().data());
+  if (spec_.sampling.penalises()) counts_.emplace(spec_.tokens, tokens_max - prompt_tokens_);
 }
 
 absl::Status Sequence::EnsureBlocks(uint32_t context, BlockPool& pool) {
@@ -137,9 +172,13 @@ void Sequence::Computed(uint32_t n, BlockPool& pool) {
   }
 }
 
-std::span<const int32_t> Sequence::Banned() const {
-  if (outputs() >= spec_.min_tokens) return {};
-  return spec_.stop_token_ids;
+SampleInput Sequence::sample_input() const {
+  SampleInput input{.index = outputs(),
+                    .outputs = std::span(tokens()).subspan(prompt_tokens_),
+                    .counts = counts_ ? &*counts_ : nullptr,
+                    .top_logprobs = spec_.top_logprobs};
+  if (outputs() < spec_.min_tokens) input.banned = spec_.stop_token_ids;
+  return input;
 }
 
 bool Sequence::IsStop(int32_t token) const {

@@ -2,11 +2,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/engine/model_runner.h"
+#include "server/engine/sampler.h"
 #include "server/engine/types.h"
 
 namespace tidepool {
@@ -15,6 +17,9 @@ namespace tidepool {
 // limit.
 absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layout, uint32_t vocab,
                               uint32_t max_model_len);
+
+// Of these, what is about drawing: sampling, stop tokens, logprobs.
+absl::Status ValidateDrawing(const SequenceSpec& spec, uint32_t vocab);
 
 // Sequence: the page table and the progress of one request inside the engine. Owned by the engine's thread.
 class Sequence {
@@ -34,10 +39,13 @@ class Sequence {
   absl::Status EnsureBlocks(uint32_t context, BlockPool& pool);
   // `n` more tokens have KV: publishes the blocks that this filled.
   void Computed(uint32_t n, BlockPool& pool);
-  void Append(int32_t token) { spec_.tokens.push_back(token); }
+  void Append(int32_t token) {
+    spec_.tokens.push_back(token);
+    if (counts_) counts_->AddOutput(token);
+  }
 
-  // Stop tokens that must not be drawn yet.
-  std::span<const int32_t> Banned() const;
+  // What the next draw looks at; valid until Append.
+  SampleInput sample_input() const;
   bool IsStop(int32_t token) const;
 
   // What SequenceResult says of it; the leases move out.
@@ -51,9 +59,10 @@ class Sequence {
   SequenceSpec spec_;
   const uint32_t prompt_tokens_;
   const uint32_t block_tokens_;
-  std::vector<std::byte*> bases_;  // of spec_.blocks
-  std::vector<BlockKey> keys_;     // of the prompt's full blocks, then of the answer's as they seal
-  uint32_t sealed_;                // blocks published
+  std::vector<std::byte*> bases_;      // of spec_.blocks
+  std::vector<BlockKey> keys_;         // of the prompt's full blocks, then of the answer's as they seal
+  uint32_t sealed_;                    // blocks published
+  std::optional<TokenCounts> counts_;  // where the request has penalties
 };
 
 }  // namespace tidepool

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "kernels/logits.h"
@@ -15,21 +16,54 @@
 
 namespace tidepool {
 
-// How the next token is drawn. The draw for output `i` depends on (seed, i) and the logits only, so that
-// the worker that prefills and the one that decodes draw alike.
-struct SamplingParams {
-  float temperature = 1.0f;  // >= 0; 0 is greedy
-  int32_t top_k = 0;         // keep the k likeliest; 0: all
-  float top_p = 1.0f;        // (0, 1]: keep the likeliest whose mass reaches p
-  float min_p = 0.0f;        // [0, 1]: drop what is less likely than min_p times the likeliest
-  uint64_t seed = 0;
+struct LogitBias {
+  int32_t id = 0;
+  float bias = 0;
+  bool operator==(const LogitBias&) const = default;
 };
+
+// How the next token is drawn; sampler.h says what each does and in which order. The draw for output `i`
+// depends on (seed, i), the logits, the prompt and the outputs before it only, so that the worker that
+// prefills and the one that decodes draw alike.
+struct SamplingParams {
+  float temperature = 1.0f;         // >= 0; below 1e-5 is greedy
+  int32_t top_k = 0;                // keep the k likeliest; 0: all
+  float top_p = 1.0f;               // (0, 1]: keep the likeliest whose mass reaches p
+  float min_p = 0.0f;               // [0, 1]: drop what is less likely than min_p times the likeliest
+  float typical_p = 1.0f;           // (0, 1]: keep what is closest to the expected surprise; 1: all
+  float repetition_penalty = 1.0f;  // > 0; of tokens in prompt or answer; 1: none
+  float presence_penalty = 0.0f;    // finite; of tokens in the answer
+  float frequency_penalty = 0.0f;   // finite; of tokens in the answer, each time
+  uint64_t seed = 0;
+  std::vector<LogitBias> logit_bias;            // each id once; at most kLogitBiasMax
+  std::vector<int32_t> allowed_token_ids;       // empty: all; each id once; at most kAllowedTokensMax
+  std::vector<std::vector<int32_t>> bad_words;  // token sequences, none empty; at most kBadWordsMax
+
+  bool penalises() const {
+    return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
+  }
+};
+inline constexpr size_t kLogitBiasMax = 1024;
+inline constexpr size_t kAllowedTokensMax = 8192;
+inline constexpr size_t kBadWordsMax = 256;        // sequences: a word may need two, with and without a space
+inline constexpr size_t kBadWordTokensMax = 1024;  // of one sequence
+inline constexpr size_t kStopTokensMax = 256;
+
+// Inline, so that a token allocates nothing.
+using TopLogprobs = absl::InlinedVector<TokenLogprob, kTopLogprobsMax>;
 
 struct OutputToken {
   int32_t id = 0;
-  uint32_t index = 0;             // of the answer, contiguous from 0
-  float logprob = 0;              // natural log, raw model distribution; 0 where top_logprobs is -1
-  std::vector<TokenLogprob> top;  // the top_logprobs likeliest, falling
+  uint32_t index = 0;  // of the answer, contiguous from 0
+  float logprob = 0;   // natural log, raw model distribution; 0 where top_logprobs is -1
+  TopLogprobs top;     // the top_logprobs likeliest, falling
+};
+
+// What the model thought of one token of the prompt.
+struct PromptLogprob {
+  float logprob = 0;  // natural log, of the raw distribution after the tokens before it
+  uint32_t rank = 1;  // 1: the likeliest; equals rank by id
+  TopLogprobs top;    // the prompt_logprobs likeliest, falling
 };
 
 enum class FinishReason : uint8_t {
@@ -58,13 +92,17 @@ struct SequenceResult {
 
 // EngineSink: where a sequence's results go. Called on the engine's thread, which every other sequence
 // waits for: hand over and return, never block. Calls come in the order: OnBlockSealed in block order, all
-// blocks of the prompt before OnToken 0; OnToken in index order; OnFinished last, exactly once.
+// blocks of the prompt before OnToken 0; all OnPromptLogprobs before OnToken 0; OnToken in index order;
+// OnFinished last, exactly once.
 class EngineSink {
  public:
   virtual ~EngineSink() = default;
   // Block `index` of the sequence is full and published in the pool under `key`. Clone the lease to keep
   // the block. Not called for the blocks that were published when the sequence came.
   virtual void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) = 0;
+  // The prompt's next logprobs, in order; the first call begins with prompt token 1 (nothing stands before
+  // token 0). Only where SequenceSpec::prompt_logprobs asks for them.
+  virtual void OnPromptLogprobs(std::vector<PromptLogprob>) {}
   // The stop token is not given here (see SequenceResult::stop_token), except with prefill_only, where the
   // first token always is: the engine that decodes judges it.
   virtual void OnToken(OutputToken token) = 0;
@@ -97,10 +135,13 @@ struct SequenceSpec {
   SamplingParams sampling;
   uint32_t max_tokens = 1;              // >= 1; prompt + max_tokens <= max_model_len
   uint32_t min_tokens = 0;              // until then no stop token is drawn
-  std::vector<int32_t> stop_token_ids;  // end of sequence included, unless ignored; at most 64
+  std::vector<int32_t> stop_token_ids;  // end of sequence included, unless ignored; at most kStopTokensMax
   int32_t top_logprobs = -1;            // -1: no logprobs; 0: the drawn token's; up to kTopLogprobsMax
-  bool prefill_only = false;            // finish with kPrefilled after the first token
-  int32_t priority = 0;                 // higher runs first
+  // As top_logprobs, for the prompt's own tokens. The whole prompt is computed here then: computed_tokens
+  // is 0, and there is neither first_token nor prefill_only.
+  int32_t prompt_logprobs = -1;
+  bool prefill_only = false;  // finish with kPrefilled after the first token
+  int32_t priority = 0;       // higher runs first
   std::shared_ptr<EngineSink> sink;
 };
 

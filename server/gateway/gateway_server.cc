@@ -44,7 +44,7 @@ HttpServer::Options HttpOptions(const GatewayConfig& config) {
 
 struct GatewayServer::Impl {
   Impl(const Config& c, MetricRegistry& registry, const Options& options, std::shared_ptr<const TextModel> t,
-       Authenticator a)
+       Authenticator a, const GenerationDefaults& defaults)
       : config(c),
         metrics(registry),
         text(std::move(t)),
@@ -52,7 +52,7 @@ struct GatewayServer::Impl {
         probe(registry, config.scheduler.slo),
         pool(kPoolThreads, config.gateway.max_inflight),
         watch(channels.Get(config.cluster.scheduler), config.cluster.token, options.poll_interval),
-        runner({&config, text, &auth, &watch, &channels, &probe, &pool, &Clock::Real()}),
+        runner({&config, text, &auth, &watch, &channels, &probe, &pool, &Clock::Real(), defaults}),
         http_front({&config, text, &auth, &runner, &probe, &pool, options.ping_interval}),
         grpc_front({&config, &auth, &runner, &probe}),
         http(HttpOptions(config.gateway)),
@@ -170,7 +170,8 @@ absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(const Config
                                                                     const Options& options) {
   TP_ASSIGN_OR_RETURN(auto text, TextModel::Load(config.model));
   TP_ASSIGN_OR_RETURN(auto auth, Authenticator::Create(config.gateway));
-  auto impl = std::make_unique<Impl>(config, metrics, options, std::move(text), std::move(auth));
+  TP_ASSIGN_OR_RETURN(const GenerationDefaults defaults, LoadGenerationDefaults(config.model));
+  auto impl = std::make_unique<Impl>(config, metrics, options, std::move(text), std::move(auth), defaults);
   const absl::Status status = impl->Start();
   std::unique_ptr<GatewayServer> server(new GatewayServer(std::move(impl)));
   if (!status.ok()) return status;

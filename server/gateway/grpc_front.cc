@@ -1,8 +1,12 @@
 #include "server/gateway/grpc_front.h"
 
+#include <array>
 #include <cmath>
 #include <deque>
+#include <optional>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/gateway/field_reader.h"
 
 namespace tidepool {
@@ -18,8 +22,12 @@ class GenerateStream final : public OutputSink,
                              public grpc::ServerWriteReactor<v1::GenerateResponse>,
                              public std::enable_shared_from_this<GenerateStream> {
  public:
-  GenerateStream(grpc::CallbackServerContext* context, std::string id, size_t buffer_bytes_max)
-      : context_(context), id_(std::move(id)), buffer_bytes_max_(buffer_bytes_max) {}
+  GenerateStream(grpc::CallbackServerContext* context, const v1::GenerateRequest& request,
+                 size_t buffer_bytes_max)
+      : context_(context),
+        logprobs_(request.has_logprobs()),
+        id_(request.request_id()),
+        buffer_bytes_max_(buffer_bytes_max) {}
 
   void Hold() { self_ = shared_from_this(); }
   void Attach(std::weak_ptr<RequestRunner::Running> running) {
@@ -36,17 +44,45 @@ class GenerateStream final : public OutputSink,
     if (id_.empty()) id_ = admission.id;
   }
 
-  bool OnDelta(OutputDelta delta, const TokenUsage&) override {
+  void OnPromptLogprobs(std::vector<PromptScore> scores) override {
     v1::GenerateResponse message;
-    message.set_text(std::move(delta.text));
-    for (const DeliveredToken& token : delta.tokens) message.add_token_ids(token.id);
+    for (const PromptScore& score : scores) {
+      v1::TokenLogprobs& out = *message.add_prompt_logprobs();
+      out.set_logprob(score.logprob);
+      out.set_rank(score.rank);
+      AddTop(score.top, out);
+    }
     std::lock_guard lock(mu_);
-    return Push(std::move(message));
+    // Not held to the buffer's limit but to kPromptLogprobEntriesMax: a client that reads as fast as it can
+    // is no slow client.
+    Enqueue(0, std::move(message));
   }
 
-  bool Restart() override {
+  bool OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage&) override {
+    v1::GenerateResponse message;
+    message.set_text(std::move(delta.text));
+    for (const DeliveredToken& token : delta.tokens) {
+      message.add_token_ids(token.id);
+      if (!logprobs_) continue;
+      v1::TokenLogprobs& out = *message.add_logprobs();
+      out.set_logprob(token.logprob);
+      AddTop(token.top, out);
+    }
     std::lock_guard lock(mu_);
-    return !delivered_;
+    return Push(choice, std::move(message));
+  }
+
+  bool Restart(uint32_t choice) override {
+    std::lock_guard lock(mu_);
+    return !delivered_[choice];
+  }
+
+  void OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage&) override {
+    v1::GenerateResponse message;
+    message.set_finish_reason(end.finish_reason);
+    std::lock_guard lock(mu_);
+    if (ended_) Push(ended_->first, std::move(ended_->second));
+    ended_.emplace(choice, std::move(message));
   }
 
   int Status(const Outcome& outcome) override { return outcome.error ? outcome.error->status : 200; }
@@ -56,14 +92,12 @@ class GenerateStream final : public OutputSink,
     if (outcome.error) {
       status_ = ToGrpcStatus(*outcome.error);
       if (outcome.error->retry_after_seconds > 0) retry_after_seconds_ = outcome.error->retry_after_seconds;
-    } else {
-      v1::GenerateResponse message;
-      message.set_finish_reason(outcome.finish_reason);
-      v1::Usage& usage = *message.mutable_usage();
+    } else if (ended_) {
+      v1::Usage& usage = *ended_->second.mutable_usage();
       usage.set_prompt_tokens(outcome.usage.prompt_tokens);
       usage.set_completion_tokens(outcome.usage.completion_tokens);
       usage.set_cached_tokens(outcome.usage.cached_tokens);
-      Push(std::move(message));
+      Push(ended_->first, std::move(ended_->second));
     }
     done_ = true;
     MaybeFinish();
@@ -76,17 +110,28 @@ class GenerateStream final : public OutputSink,
   }
 
  private:
-  // The following three hold mu_.
-  bool Push(v1::GenerateResponse message) {
-    if (cancelled_) return false;
+  static void AddTop(const std::vector<OutputLogprob>& top, v1::TokenLogprobs& out) {
+    for (const OutputLogprob& t : top) {
+      v1::Logprob& one = *out.add_top();
+      one.set_id(t.id);
+      one.set_logprob(t.logprob);
+    }
+  }
+
+  // The following hold mu_.
+  bool Push(uint32_t choice, v1::GenerateResponse message) {
+    if (cancelled_ || queued_bytes_ + message.ByteSizeLong() > buffer_bytes_max_) return false;
+    Enqueue(choice, std::move(message));
+    return true;
+  }
+  void Enqueue(uint32_t choice, v1::GenerateResponse message) {
     message.set_request_id(id_);
-    const size_t bytes = message.ByteSizeLong();
-    if (queued_bytes_ + bytes > buffer_bytes_max_) return false;
-    delivered_ = true;
-    queued_bytes_ += bytes;
+    message.set_index(choice);
+    delivered_[choice] = true;
+    // What the prompt's logprobs take is no debt of the tokens after them.
+    if (message.prompt_logprobs().empty()) queued_bytes_ += message.ByteSizeLong();
     queue_.push_back(std::move(message));
     MaybeWrite();
-    return true;
   }
   void MaybeWrite() {
     if (writing_ || cancelled_ || queue_.empty()) return;
@@ -107,7 +152,9 @@ class GenerateStream final : public OutputSink,
     std::lock_guard lock(mu_);
     writing_ = false;
     if (!ok) cancelled_ = true;
-    queued_bytes_ -= std::min(queued_bytes_, queue_.front().ByteSizeLong());
+    if (queue_.front().prompt_logprobs().empty()) {
+      queued_bytes_ -= std::min(queued_bytes_, queue_.front().ByteSizeLong());
+    }
     queue_.pop_front();
     MaybeWrite();
     MaybeFinish();
@@ -123,6 +170,7 @@ class GenerateStream final : public OutputSink,
   void OnDone() override { self_.reset(); }
 
   grpc::CallbackServerContext* const context_;
+  const bool logprobs_;
   std::shared_ptr<GenerateStream> self_;
   std::mutex mu_;
   std::string id_;
@@ -130,7 +178,10 @@ class GenerateStream final : public OutputSink,
   std::weak_ptr<RequestRunner::Running> running_;
   std::deque<v1::GenerateResponse> queue_;  // the front is being written, while writing_
   size_t queued_bytes_ = 0;
-  bool writing_ = false, delivered_ = false, done_ = false, finished_ = false, cancelled_ = false;
+  // The last message of the choice that ended last: it goes out with the next one's, or with the usage.
+  std::optional<std::pair<uint32_t, v1::GenerateResponse>> ended_;
+  std::array<bool, kChoicesMax> delivered_{};  // of each choice: a client has seen some of it
+  bool writing_ = false, done_ = false, finished_ = false, cancelled_ = false;
   uint32_t retry_after_seconds_ = 0;
   grpc::Status status_;
 };
@@ -142,17 +193,75 @@ std::optional<ApiError> Bad(std::string_view field, std::string_view what) {
 
 bool InRange(double v, double min, double max) { return std::isfinite(v) && v >= min && v <= max; }
 
-std::optional<ApiError> ReadSampling(const v1::SamplingParams& sampling, InferenceRequest& out) {
-  if (sampling.has_temperature()) out.temperature = sampling.temperature();
-  if (sampling.has_top_p()) out.top_p = sampling.top_p();
-  if (sampling.has_min_p()) out.min_p = sampling.min_p();
-  if (sampling.has_top_k()) out.top_k = std::max(0, sampling.top_k());
-  if (sampling.has_seed()) out.seed = sampling.seed();
-  if (!InRange(out.temperature, 0, 2)) return Bad("sampling.temperature", "must be from 0 to 2");
-  if (!InRange(out.top_p, 0, 1) || out.top_p == 0)
-    return Bad("sampling.top_p", "must be above 0 and at most 1");
-  if (!InRange(out.min_p, 0, 1)) return Bad("sampling.min_p", "must be from 0 to 1");
-  if (sampling.has_top_k() && sampling.top_k() < -1) return Bad("sampling.top_k", "must be -1 or more");
+// Checks a number that the client has set. `open_below`: in (min, max].
+struct Range {
+  const char* field;
+  bool set;
+  double value, min, max;
+  bool open_below = false;
+};
+std::optional<ApiError> Check(const Range& r) {
+  if (!r.set || (InRange(r.value, r.min, r.max) && !(r.open_below && r.value == r.min))) return std::nullopt;
+  return Bad(r.field, absl::StrCat("must be ", r.open_below ? "above " : "from ", r.min,
+                                   r.open_below ? " and at most " : " to ", r.max));
+}
+
+template <typename Ids>
+std::optional<ApiError> ReadIds(const char* field, const Ids& from, size_t max, std::vector<int32_t>& into) {
+  if (static_cast<size_t>(from.size()) > max)
+    return Bad(field, absl::StrCat("must have at most ", max, " ids"));
+  for (int32_t id : from) {
+    if (id < 0) return Bad(field, "ids must not be negative");
+    into.push_back(id);
+  }
+  return std::nullopt;
+}
+
+std::optional<ApiError> ReadSampling(const v1::SamplingParams& s, InferenceRequest& out) {
+  for (const Range& range : {Range{"sampling.temperature", s.has_temperature(), s.temperature(), 0, 2},
+                             Range{"sampling.top_k", s.has_top_k(), double(s.top_k()), -1, 1 << 24},
+                             Range{"sampling.top_p", s.has_top_p(), s.top_p(), 0, 1, true},
+                             Range{"sampling.min_p", s.has_min_p(), s.min_p(), 0, 1},
+                             Range{"sampling.typical_p", s.has_typical_p(), s.typical_p(), 0, 1, true},
+                             Range{"sampling.repetition_penalty", s.has_repetition_penalty(),
+                                   s.repetition_penalty(), 0, kRepetitionPenaltyMax, true},
+                             Range{"sampling.presence_penalty", s.has_presence_penalty(),
+                                   s.presence_penalty(), -kPenaltyMax, kPenaltyMax},
+                             Range{"sampling.frequency_penalty", s.has_frequency_penalty(),
+                                   s.frequency_penalty(), -kPenaltyMax, kPenaltyMax}}) {
+    if (auto error = Check(range)) return error;
+  }
+  if (s.has_temperature()) out.temperature = s.temperature();
+  if (s.has_top_k()) out.top_k = std::max(0, s.top_k());
+  if (s.has_top_p()) out.top_p = s.top_p();
+  if (s.has_min_p()) out.min_p = s.min_p();
+  if (s.has_typical_p()) out.typical_p = s.typical_p();
+  if (s.has_repetition_penalty()) out.repetition_penalty = s.repetition_penalty();
+  if (s.has_presence_penalty()) out.presence_penalty = s.presence_penalty();
+  if (s.has_frequency_penalty()) out.frequency_penalty = s.frequency_penalty();
+  if (s.has_seed()) out.seed = s.seed();
+  if (s.logit_bias().size() > kLogitBiasCountMax) {
+    return Bad("sampling.logit_bias", absl::StrCat("must have at most ", kLogitBiasCountMax, " entries"));
+  }
+  for (const auto& [id, bias] : s.logit_bias()) {
+    if (id < 0) return Bad("sampling.logit_bias", "ids must not be negative");
+    if (auto error = Check({"sampling.logit_bias", true, bias, -kLogitBiasAbsMax, kLogitBiasAbsMax}))
+      return error;
+    out.logit_bias.emplace_back(id, bias);
+  }
+  if (auto error = ReadIds("sampling.allowed_token_ids", s.allowed_token_ids(), kAllowedTokenIdsMax,
+                           out.allowed_token_ids)) {
+    return error;
+  }
+  if (static_cast<size_t>(s.bad_words_size()) > kBadWordsCountMax) {
+    return Bad("sampling.bad_words", absl::StrCat("must have at most ", kBadWordsCountMax, " words"));
+  }
+  for (const std::string& word : s.bad_words()) {
+    if (word.empty() || word.size() > kBadWordBytesMax) {
+      return Bad("sampling.bad_words", absl::StrCat("each word must have 1 to ", kBadWordBytesMax, " bytes"));
+    }
+    out.bad_words.push_back(word);
+  }
   return std::nullopt;
 }
 
@@ -205,7 +314,7 @@ std::variant<InferenceRequest, ApiError> FromProto(const v1::GenerateRequest& me
     }
     out.max_tokens = message.max_tokens();
   } else if (!out.chat) {
-    out.max_tokens = kCompletionTokensDefault;
+    out.max_tokens = std::max(kCompletionTokensDefault, message.min_tokens());
   }
   if (message.stop_size() > static_cast<int>(kStopStringsMax))
     return *Bad("stop", "must have at most 4 strings");
@@ -213,13 +322,25 @@ std::variant<InferenceRequest, ApiError> FromProto(const v1::GenerateRequest& me
     if (stop.empty() || stop.size() > 1024) return *Bad("stop", "each string must have 1 to 1024 bytes");
     out.stop.push_back(stop);
   }
-  if (message.stop_token_ids_size() > static_cast<int>(kStopTokenIdsMax)) {
-    return *Bad("stop_token_ids", "must have at most 128 ids");
+  if (auto error =
+          ReadIds("stop_token_ids", message.stop_token_ids(), kStopTokenIdsMax, out.stop_token_ids)) {
+    return *std::move(error);
   }
-  for (int32_t id : message.stop_token_ids()) {
-    if (id < 0) return *Bad("stop_token_ids", "ids must not be negative");
-    out.stop_token_ids.push_back(id);
+  const double tokens_max = out.max_tokens ? *out.max_tokens : 1 << 24;
+  for (const Range& range :
+       {Range{"min_tokens", true, double(message.min_tokens()), 0, tokens_max},
+        Range{"n", true, double(message.n()), 0, kChoicesMax},
+        Range{"logprobs", message.has_logprobs(), double(message.logprobs()), 0, kTopLogprobsMax},
+        Range{"prompt_logprobs", message.has_prompt_logprobs(), double(message.prompt_logprobs()), 0,
+              kTopLogprobsMax}}) {
+    if (auto error = Check(range)) return *std::move(error);
   }
+  out.min_tokens = message.min_tokens();
+  out.n = out.best_of = std::max(1u, message.n());
+  if (message.has_logprobs()) out.top_logprobs = static_cast<int>(message.logprobs());
+  if (message.has_prompt_logprobs()) out.prompt_logprobs = static_cast<int>(message.prompt_logprobs());
+  out.include_stop_str_in_output = message.include_stop_str_in_output();
+  if (message.has_skip_special_tokens()) out.skip_special_tokens = message.skip_special_tokens();
   out.ignore_eos = message.ignore_eos();
   if (CountCodePoints(message.cache_salt()) > kCacheSaltCharsMax) {
     return *Bad("cache_salt", "must have at most 1024 characters");
@@ -238,8 +359,8 @@ absl::StatusOr<std::string> GrpcFront::Tenant(const grpc::CallbackServerContext&
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcFront::Generate(grpc::CallbackServerContext* context,
                                                                     const v1::GenerateRequest* message) {
-  auto stream = std::make_shared<GenerateStream>(context, message->request_id(),
-                                                 deps_.config->gateway.max_stream_buffer_bytes);
+  auto stream =
+      std::make_shared<GenerateStream>(context, *message, deps_.config->gateway.max_stream_buffer_bytes);
   stream->Hold();
   auto* reactor = stream.get();
   auto refuse = [&](const ApiError& error) {

@@ -31,28 +31,43 @@ bool HttpAnswer::Event(const std::string& json) {
   return writer_->Write("data: " + json + "\n\n");
 }
 
-bool HttpAnswer::First() {
+bool HttpAnswer::First(uint32_t choice) {
   StartStream();
-  if (delivered_) return true;
-  delivered_ = true;
-  const std::string chunk = answer_.FirstChunk();
+  if (delivered_[choice]) return true;
+  delivered_[choice] = true;
+  const std::string chunk = answer_.FirstChunk(choice);
   return chunk.empty() || Event(chunk);
 }
 
-bool HttpAnswer::OnDelta(OutputDelta delta, const TokenUsage& usage) {
+void HttpAnswer::OnPromptLogprobs(std::vector<PromptScore> scores) {
   std::lock_guard lock(mu_);
-  if (!stream_) {
-    answer_.Append(std::move(delta));
-    return true;
-  }
-  return First() && Event(answer_.DeltaChunk(delta, usage));
+  answer_.AddPromptLogprobs(std::move(scores));
 }
 
-bool HttpAnswer::Restart() {
+bool HttpAnswer::OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& usage) {
   std::lock_guard lock(mu_);
-  if (delivered_) return false;
-  answer_.Clear();
+  if (!stream_) {
+    answer_.Append(choice, std::move(delta));
+    return true;
+  }
+  return First(choice) && Event(answer_.DeltaChunk(choice, delta, usage));
+}
+
+bool HttpAnswer::Restart(uint32_t choice) {
+  std::lock_guard lock(mu_);
+  if (delivered_[choice]) return false;
+  answer_.Clear(choice);
   return true;
+}
+
+void HttpAnswer::OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage& usage) {
+  std::lock_guard lock(mu_);
+  if (!stream_) {
+    answer_.End(choice, end);
+    return;
+  }
+  // A client that is gone is found out by its connection.
+  if (First(choice)) (void)Event(answer_.FinishChunk(choice, end, usage, !include_usage_));
 }
 
 void HttpAnswer::Ping(absl::Time now, absl::Duration interval) {
@@ -89,8 +104,6 @@ void HttpAnswer::OnDone(const Outcome& outcome) {
     // No [DONE]: a client that reads only that must not take this for a complete answer.
     Event(ErrorBody(*outcome.error));
   } else {
-    First();
-    Event(answer_.FinishChunk(outcome, !include_usage_));
     if (include_usage_) Event(answer_.UsageChunk(outcome, true));
     writer->Write("data: [DONE]\n\n");
   }

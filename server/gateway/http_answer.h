@@ -3,6 +3,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "server/gateway/openai_response.h"
@@ -10,7 +11,7 @@
 
 namespace tidepool {
 
-// HttpAnswer: one completion's way out over HTTP: collected into one body, or as server-sent events. Until
+// HttpAnswer: one request's way out over HTTP: collected into one body, or as server-sent events. Until
 // the first event is due no header is sent, so that a failure before it has a proper status. Thread-safe.
 class HttpAnswer final : public OutputSink {
  public:
@@ -20,11 +21,14 @@ class HttpAnswer final : public OutputSink {
         include_usage_(request.include_usage),
         answer_(std::move(answer)),
         request_id_(std::move(request_id)),
-        writer_(std::move(writer)) {}
+        writer_(std::move(writer)),
+        delivered_(request.n) {}
 
   void OnAdmitted(const Admission& admission) override;
-  bool OnDelta(OutputDelta delta, const TokenUsage& usage) override;
-  bool Restart() override;
+  void OnPromptLogprobs(std::vector<PromptScore> scores) override;
+  bool OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& usage) override;
+  bool Restart(uint32_t choice) override;
+  void OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage& usage) override;
   int Status(const Outcome& outcome) override;
   void OnDone(const Outcome& outcome) override;
 
@@ -35,7 +39,7 @@ class HttpAnswer final : public OutputSink {
   // The following hold mu_.
   void StartStream();
   bool Event(const std::string& json);
-  bool First();
+  bool First(uint32_t choice);
 
   const bool stream_, include_usage_;
   std::mutex mu_;
@@ -43,8 +47,8 @@ class HttpAnswer final : public OutputSink {
   const std::string request_id_;
   std::shared_ptr<ResponseWriter> writer_;  // null once the answer is complete
   bool admitted_ = false;
-  bool started_ = false;    // headers are out
-  bool delivered_ = false;  // the first event is out: no restart
+  bool started_ = false;         // headers are out
+  std::vector<bool> delivered_;  // of each choice: its first event is out, no restart
   absl::Time last_write_;
 };
 

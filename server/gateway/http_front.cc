@@ -166,19 +166,19 @@ void HttpFront::Tokenize(HttpRequest http, std::shared_ptr<ResponseWriter> write
   if (const auto* error = std::get_if<ApiError>(&parsed)) return Refuse(*writer, id, *error);
   InPool(id, writer, [this, id, writer, request = std::move(std::get<TokenizeRequest>(parsed))] {
     if (auto error = deps_.runner->CheckModel(request.model)) return Refuse(*writer, id, *error);
-    absl::StatusOr<std::string> text;
+    absl::StatusOr<std::vector<int32_t>> ids;
     if (const auto* chat = std::get_if<ChatInput>(&request.input)) {
-      text = deps_.text->Render(*chat);
-      if (!text.ok()) {
+      const auto prompt = deps_.text->Render(*chat);
+      if (!prompt.ok()) {
         return Refuse(*writer, id,
-                      MakeError(errors::kChatTemplate, std::string(text.status().message()), "messages"));
+                      MakeError(errors::kChatTemplate, std::string(prompt.status().message()), "messages"));
       }
+      ids = deps_.text->Encode(*prompt, request.add_special_tokens);
     } else {
-      text = std::get<std::string>(request.input);
+      Tokenizer::EncodeOptions options;
+      options.add_special_tokens = request.add_special_tokens;
+      ids = deps_.text->tokenizer().Encode(std::get<std::string>(request.input), options);
     }
-    Tokenizer::EncodeOptions options;
-    options.add_special_tokens = request.add_special_tokens;
-    const auto ids = deps_.text->tokenizer().Encode(*text, options);
     if (!ids.ok()) {
       return Refuse(
           *writer, id,
@@ -229,7 +229,7 @@ void HttpFront::ApplyTemplate(HttpRequest http, std::shared_ptr<ResponseWriter> 
       return Refuse(*writer, id,
                     MakeError(errors::kChatTemplate, std::string(prompt.status().message()), "messages"));
     }
-    writer->Send(200, JsonHeaders(id), DumpJson(OrderedJson{{"prompt", *prompt}}));
+    writer->Send(200, JsonHeaders(id), DumpJson(OrderedJson{{"prompt", prompt->text}}));
   });
 }
 

@@ -1,7 +1,10 @@
 #include "server/gateway/openai_request.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "server/gateway/field_reader.h"
@@ -26,15 +29,8 @@ struct Unsupported {
   std::string_view harmless_string;
 };
 constexpr Unsupported kUnsupportedFields[] = {
-    {"n", 1, false, ""},
-    {"best_of", 1, false, ""},
     {"use_beam_search", 0, true, ""},
     {"length_penalty", 1, false, ""},
-    {"logit_bias", 0, false, ""},
-    {"presence_penalty", 0, false, ""},
-    {"frequency_penalty", 0, false, ""},
-    {"repetition_penalty", 1, false, ""},
-    {"prompt_logprobs", -1, false, ""},
     {"suffix", 0, false, ""},
     {"tools", 0, false, ""},
     {"tool_choice", 0, false, "none"},
@@ -49,8 +45,6 @@ constexpr Unsupported kUnsupportedFields[] = {
     {"ebnf", 0, false, ""},
     {"grammar", 0, false, ""},
     {"json_schema", 0, false, ""},
-    {"bad_words", 0, false, ""},
-    {"allowed_token_ids", 0, false, ""},
     {"logits_processors", 0, false, ""},
     {"truncate_prompt_tokens", 0, false, ""},
     {"documents", 0, false, ""},
@@ -256,18 +250,96 @@ absl::Status ReadStop(const FieldReader& fields, InferenceRequest& out) {
   return absl::OkStatus();
 }
 
-absl::Status ReadSampling(const FieldReader& fields, InferenceRequest& out) {
-  TP_ASSIGN_OR_RETURN(const auto temperature, fields.Number("temperature", 0, 2));
-  TP_ASSIGN_OR_RETURN(const auto top_p, fields.Number("top_p", 0, 1, /*open_below=*/true));
-  TP_ASSIGN_OR_RETURN(const auto min_p, fields.Number("min_p", 0, 1));
-  TP_ASSIGN_OR_RETURN(const auto top_k, fields.Int("top_k", -1, kTokensMax));
-  TP_ASSIGN_OR_RETURN(out.seed, fields.Bits("seed"));
-  out.temperature = static_cast<float>(temperature.value_or(1.0));
-  out.top_p = static_cast<float>(top_p.value_or(1.0));
+// The same as a float; the range holds for the float, too.
+absl::StatusOr<std::optional<float>> ReadFloat(const FieldReader& fields, std::string_view field, double min,
+                                               double max, bool open_below = false) {
+  TP_ASSIGN_OR_RETURN(const auto number, fields.Number(field, min, max, open_below));
+  if (!number) return std::optional<float>();
+  const auto value = static_cast<float>(*number);
   // A double above 0 may round to a float 0.
-  if (out.top_p <= 0) return FieldError("top_p", "must be a number above 0 and at most 1");
-  out.min_p = static_cast<float>(min_p.value_or(0.0));
-  out.top_k = static_cast<int32_t>(std::max<int64_t>(0, top_k.value_or(0)));
+  if (open_below && value <= static_cast<float>(min)) {
+    return FieldError(field, absl::StrCat("must be a number above ", min, " and at most ", max));
+  }
+  return std::optional<float>(value);
+}
+
+// {"token id": bias}, as OpenAI writes it.
+absl::Status ReadLogitBias(const FieldReader& fields, InferenceRequest& out) {
+  const OrderedJson* map = fields.Find("logit_bias");
+  if (map == nullptr) return absl::OkStatus();
+  const std::string what =
+      absl::StrCat("must be an object of at most ", kLogitBiasCountMax,
+                   " entries, token id to a number from -", kLogitBiasAbsMax, " to ", kLogitBiasAbsMax);
+  if (!map->is_object() || map->size() > kLogitBiasCountMax) return FieldError("logit_bias", what);
+  for (const auto& [key, bias] : map->items()) {
+    int32_t id = 0;
+    // Digits only: SimpleAtoi takes signs and spaces, by which an id could come twice.
+    const bool digits = !key.empty() && std::ranges::all_of(key, [](char c) { return c >= '0' && c <= '9'; });
+    if (!digits || (key.size() > 1 && key[0] == '0') || !absl::SimpleAtoi(key, &id) || !bias.is_number()) {
+      return FieldError("logit_bias", what);
+    }
+    const double value = bias.get<double>();
+    if (!std::isfinite(value) || std::abs(value) > kLogitBiasAbsMax) return FieldError("logit_bias", what);
+    out.logit_bias.emplace_back(id, static_cast<float>(value));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadBadWords(const FieldReader& fields, InferenceRequest& out) {
+  const OrderedJson* list = fields.Find("bad_words");
+  if (list == nullptr) return absl::OkStatus();
+  const std::string what = absl::StrCat("must be a list of at most ", kBadWordsCountMax,
+                                        " non-empty strings of at most ", kBadWordBytesMax, " bytes");
+  if (!list->is_array() || list->size() > kBadWordsCountMax) return FieldError("bad_words", what);
+  for (const OrderedJson& word : *list) {
+    if (!word.is_string() || word.get_ref<const std::string&>().empty() ||
+        word.get_ref<const std::string&>().size() > kBadWordBytesMax) {
+      return FieldError("bad_words", what);
+    }
+    out.bad_words.push_back(word.get<std::string>());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadSampling(const FieldReader& fields, InferenceRequest& out) {
+  TP_ASSIGN_OR_RETURN(out.temperature, ReadFloat(fields, "temperature", 0, 2));
+  TP_ASSIGN_OR_RETURN(out.top_p, ReadFloat(fields, "top_p", 0, 1, /*open_below=*/true));
+  TP_ASSIGN_OR_RETURN(out.min_p, ReadFloat(fields, "min_p", 0, 1));
+  TP_ASSIGN_OR_RETURN(const auto typical_p, ReadFloat(fields, "typical_p", 0, 1, /*open_below=*/true));
+  out.typical_p = typical_p.value_or(1.0f);
+  TP_ASSIGN_OR_RETURN(const auto top_k, fields.Int("top_k", -1, kTokensMax));
+  if (top_k) out.top_k = static_cast<int32_t>(std::max<int64_t>(0, *top_k));
+  TP_ASSIGN_OR_RETURN(out.seed, fields.Bits("seed"));
+  TP_ASSIGN_OR_RETURN(out.repetition_penalty,
+                      ReadFloat(fields, "repetition_penalty", 0, kRepetitionPenaltyMax, /*open_below=*/true));
+  TP_ASSIGN_OR_RETURN(const auto presence, ReadFloat(fields, "presence_penalty", -kPenaltyMax, kPenaltyMax));
+  TP_ASSIGN_OR_RETURN(const auto frequency,
+                      ReadFloat(fields, "frequency_penalty", -kPenaltyMax, kPenaltyMax));
+  out.presence_penalty = presence.value_or(0.0f);
+  out.frequency_penalty = frequency.value_or(0.0f);
+  TP_RETURN_IF_ERROR(ReadLogitBias(fields, out));
+  TP_RETURN_IF_ERROR(ReadBadWords(fields, out));
+  TP_ASSIGN_OR_RETURN(auto allowed, fields.TokenIds("allowed_token_ids", kAllowedTokenIdsMax));
+  if (allowed) {
+    // vLLM refuses it, too: nothing could be drawn.
+    if (allowed->empty()) return FieldError("allowed_token_ids", "must not be empty; or leave it out");
+    out.allowed_token_ids = std::move(*allowed);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadChoices(const FieldReader& fields, InferenceRequest& out) {
+  TP_ASSIGN_OR_RETURN(const auto n, fields.Int("n", 1, kChoicesMax));
+  TP_ASSIGN_OR_RETURN(const auto best_of, fields.Int("best_of", 1, kChoicesMax));
+  out.n = static_cast<uint32_t>(n.value_or(1));
+  out.best_of = static_cast<uint32_t>(best_of.value_or(out.n));
+  if (out.best_of < out.n) return FieldError("best_of", absl::StrCat("must be at least n, ", out.n));
+  if (out.best_of > out.n && out.chat) {
+    return FieldError("best_of", "is supported on /v1/completions only; leave it out");
+  }
+  if (out.best_of > out.n && out.stream) {
+    return FieldError("best_of", "cannot be streamed: which answers are best is known at the end");
+  }
   return absl::OkStatus();
 }
 
@@ -292,12 +364,20 @@ absl::Status ReadCommon(const OrderedJson& body, InferenceRequest& out) {
   const FieldReader fields(body);
   TP_ASSIGN_OR_RETURN(auto model, fields.String("model", kNameChars));
   out.model = model.value_or("");
-  TP_ASSIGN_OR_RETURN(const auto max_tokens, fields.Int("max_tokens", 1, kTokensMax));
+  TP_ASSIGN_OR_RETURN(const auto echo, fields.Bool("echo"));
+  out.echo = echo.value_or(false);
+  // 0 with echo asks for the prompt alone: how its logprobs are got from OpenAI's API.
+  const bool prompt_only = out.echo && !out.chat;
+  TP_ASSIGN_OR_RETURN(const auto max_tokens, fields.Int("max_tokens", prompt_only ? 0 : 1, kTokensMax));
   TP_ASSIGN_OR_RETURN(const auto completion_tokens, fields.Int("max_completion_tokens", 1, kTokensMax));
   if (completion_tokens) {
     out.max_tokens = static_cast<uint32_t>(*completion_tokens);
   } else if (max_tokens) {
     out.max_tokens = static_cast<uint32_t>(*max_tokens);
+    if (*max_tokens == 0) {
+      out.prompt_only = true;
+      out.max_tokens = 1;
+    }
   }
   TP_ASSIGN_OR_RETURN(const auto min_tokens, fields.Int("min_tokens", 0, kTokensMax));
   out.min_tokens = static_cast<uint32_t>(min_tokens.value_or(0));
@@ -307,6 +387,12 @@ absl::Status ReadCommon(const OrderedJson& body, InferenceRequest& out) {
   TP_RETURN_IF_ERROR(ReadSampling(fields, out));
   TP_RETURN_IF_ERROR(ReadStop(fields, out));
   TP_RETURN_IF_ERROR(ReadStreaming(fields, out));
+  TP_RETURN_IF_ERROR(ReadChoices(fields, out));
+  TP_ASSIGN_OR_RETURN(const auto prompt_logprobs, fields.Int("prompt_logprobs", 0, kTopLogprobsMax));
+  if (prompt_logprobs) {
+    if (out.stream) return FieldError("prompt_logprobs", "is not available with stream: true, as in vLLM");
+    out.prompt_logprobs = static_cast<int>(*prompt_logprobs);
+  }
   struct Flag {
     const char* field;
     bool* into;
@@ -314,8 +400,7 @@ absl::Status ReadCommon(const OrderedJson& body, InferenceRequest& out) {
   for (const Flag& flag :
        {Flag{"include_stop_str_in_output", &out.include_stop_str_in_output},
         Flag{"ignore_eos", &out.ignore_eos}, Flag{"skip_special_tokens", &out.skip_special_tokens},
-        Flag{"return_token_ids", &out.return_token_ids}, Flag{"return_trace", &out.return_trace},
-        Flag{"echo", &out.echo}}) {
+        Flag{"return_token_ids", &out.return_token_ids}, Flag{"return_trace", &out.return_trace}}) {
     TP_ASSIGN_OR_RETURN(const auto v, fields.Bool(flag.field));
     if (v) *flag.into = *v;
   }
@@ -372,9 +457,6 @@ absl::StatusOr<InferenceRequest> ReadText(const OrderedJson& body) {
   TP_RETURN_IF_ERROR(ReadCommon(body, out));
   TP_ASSIGN_OR_RETURN(const auto logprobs, FieldReader(body).Int("logprobs", 0, kTopLogprobsMax));
   if (logprobs) out.top_logprobs = static_cast<int>(*logprobs);
-  if (out.echo && out.top_logprobs >= 0) {
-    return FieldError("echo", "with logprobs would need the prompt's logprobs, which are not supported");
-  }
   if (!out.max_tokens) out.max_tokens = std::max(kCompletionTokensDefault, out.min_tokens);
   return out;
 }

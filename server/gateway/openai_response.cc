@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "server/gateway/field_reader.h"
+#include "server/model/text/detokenizer.h"
 
 namespace tidepool {
 namespace {
@@ -17,9 +19,9 @@ OrderedJson BytesOf(const std::string& text) {
   return bytes;
 }
 
-OrderedJson StopReason(const Outcome& outcome) {
-  if (const auto* text = std::get_if<std::string>(&outcome.stop_reason)) return *text;
-  if (const auto* id = std::get_if<int32_t>(&outcome.stop_reason)) return *id;
+OrderedJson StopReason(const ChoiceEnd& end) {
+  if (const auto* text = std::get_if<std::string>(&end.stop_reason)) return *text;
+  if (const auto* id = std::get_if<int32_t>(&end.stop_reason)) return *id;
   return nullptr;
 }
 
@@ -40,16 +42,15 @@ OrderedJson UsageJson(const TokenUsage& usage) {
   return json;
 }
 
-OrderedJson TraceJson(const Outcome& outcome) {
-  const RequestTrace& trace = outcome.trace;
+OrderedJson TraceJson(const RequestTrace& trace) {
   const v1::RequestPath& path = trace.path;
   OrderedJson json;
   json["prefill_worker"] = path.prefill_worker();
   json["prefill_pid"] = path.prefill_pid();
   json["decode_worker"] = path.decode_worker();
   json["decode_pid"] = path.decode_pid();
-  json["prompt_tokens"] = outcome.usage.prompt_tokens;
-  json["cached_tokens"] = outcome.usage.cached_tokens;
+  json["prompt_tokens"] = path.prompt_tokens();
+  json["cached_tokens"] = path.cached_tokens();
   json["fetched_blocks"] = path.fetched_blocks();
   json["fetched_bytes"] = path.fetched_bytes();
   json["transport"] = path.transport();
@@ -67,25 +68,31 @@ OrderedJson TraceJson(const Outcome& outcome) {
 OpenAiAnswer::OpenAiAnswer(const InferenceRequest& request, std::string model, std::string fingerprint,
                            int64_t created, const Tokenizer& tokenizer)
     : chat_(request.chat),
-      logprobs_(request.top_logprobs >= 0),
       include_usage_(request.include_usage),
       continuous_(request.continuous_usage_stats),
       token_ids_(request.return_token_ids),
       trace_(request.return_trace),
       echo_(request.echo),
+      logprobs_(request.top_logprobs),
+      prompt_logprobs_(request.prompt_logprobs),
       model_(std::move(model)),
       fingerprint_("tp-" + fingerprint.substr(0, 12)),
       created_(created),
-      tokenizer_(tokenizer) {}
+      tokenizer_(tokenizer),
+      choices_(request.n) {}
 
 void OpenAiAnswer::Begin(const Admission& admission) {
   id_ = (chat_ ? "chatcmpl-" : "cmpl-") + admission.id;
-  if (token_ids_) prompt_ids_ = admission.prompt_ids;
+  if (token_ids_ || echo_ || prompt_logprobs_ >= 0) prompt_ids_ = admission.prompt_ids;
   if (echo_) {
     prompt_text_ =
         admission.prompt_text.empty() ? tokenizer_.Decode(admission.prompt_ids, true) : admission.prompt_text;
   }
-  text_offset_ = CountCodePoints(prompt_text_);
+  for (Choice& choice : choices_) choice.text_offset = CountCodePoints(prompt_text_);
+}
+
+void OpenAiAnswer::AddPromptLogprobs(std::vector<PromptScore> scores) {
+  std::move(scores.begin(), scores.end(), std::back_inserter(prompt_scores_));
 }
 
 OrderedJson OpenAiAnswer::Head(bool chunk) const {
@@ -109,85 +116,133 @@ OrderedJson OpenAiAnswer::ChunkWith(OrderedJson choice, const TokenUsage* usage)
   return json;
 }
 
-OrderedJson OpenAiAnswer::Logprobs(const std::vector<DeliveredToken>& tokens) {
-  if (!logprobs_) return nullptr;
-  if (chat_) {
-    OrderedJson content = OrderedJson::array();
-    auto entry = [&](int32_t id, float logprob) {
-      const std::string text = tokenizer_.TokenText(id);
-      return OrderedJson{{"token", text}, {"logprob", Finite(logprob)}, {"bytes", BytesOf(text)}};
-    };
-    for (const DeliveredToken& token : tokens) {
-      OrderedJson one = entry(token.id, token.logprob);
-      one["top_logprobs"] = OrderedJson::array();
-      for (const OutputLogprob& top : token.top) one["top_logprobs"].push_back(entry(top.id, top.logprob));
-      content.push_back(std::move(one));
-    }
-    return OrderedJson{{"content", std::move(content)}};
+OrderedJson OpenAiAnswer::ChatLogprobs(const std::vector<DeliveredToken>& tokens) const {
+  OrderedJson content = OrderedJson::array();
+  auto entry = [&](int32_t id, float logprob) {
+    const std::string text = tokenizer_.TokenText(id);
+    return OrderedJson{{"token", text}, {"logprob", Finite(logprob)}, {"bytes", BytesOf(text)}};
+  };
+  for (const DeliveredToken& token : tokens) {
+    OrderedJson one = entry(token.id, token.logprob);
+    one["top_logprobs"] = OrderedJson::array();
+    for (const OutputLogprob& top : token.top) one["top_logprobs"].push_back(entry(top.id, top.logprob));
+    content.push_back(std::move(one));
   }
+  return OrderedJson{{"content", std::move(content)}};
+}
+
+OrderedJson OpenAiAnswer::TopOf(int32_t id, float logprob, const std::vector<OutputLogprob>& top) const {
+  OrderedJson json = OrderedJson::object();
+  const size_t count = std::min(top.size(), static_cast<size_t>(std::max(logprobs_, 0)));
+  for (size_t i = 0; i < count; ++i) json[tokenizer_.TokenText(top[i].id)] = Finite(top[i].logprob);
+  // "The API will always return the logprob of the sampled token, so there may be up to logprobs + 1
+  // elements" (OpenAI's reference).
+  json[tokenizer_.TokenText(id)] = Finite(logprob);
+  return json;
+}
+
+void OpenAiAnswer::AddPrompt(OrderedJson& lists) const {
+  StreamDecoder decoder(tokenizer_, /*skip_special_tokens=*/true);
+  size_t offset = 0;
+  for (size_t i = 0; i < prompt_ids_.size(); ++i) {
+    const int32_t id = prompt_ids_[i];
+    lists["tokens"].push_back(tokenizer_.TokenText(id));
+    lists["text_offset"].push_back(offset);
+    offset += CountCodePoints(decoder.Push(id));
+    // Nothing stands before the first token that could foretell it.
+    const bool scored = i > 0 && i <= prompt_scores_.size();
+    lists["token_logprobs"].push_back(scored ? OrderedJson(Finite(prompt_scores_[i - 1].logprob)) : nullptr);
+    lists["top_logprobs"].push_back(
+        scored ? TopOf(id, prompt_scores_[i - 1].logprob, prompt_scores_[i - 1].top) : nullptr);
+  }
+}
+
+OrderedJson OpenAiAnswer::Logprobs(Choice& choice, const std::vector<DeliveredToken>& tokens,
+                                   bool with_prompt) {
+  if (logprobs_ < 0) return nullptr;
+  if (chat_) return ChatLogprobs(tokens);
   OrderedJson json;
   for (const char* list : {"tokens", "token_logprobs", "top_logprobs", "text_offset"}) {
     json[list] = OrderedJson::array();
   }
+  if (with_prompt) AddPrompt(json);
   for (const DeliveredToken& token : tokens) {
     const std::string text = tokenizer_.TokenText(token.id);
-    OrderedJson top = OrderedJson::object();
-    for (const OutputLogprob& t : token.top) top[tokenizer_.TokenText(t.id)] = Finite(t.logprob);
     json["tokens"].push_back(text);
     json["token_logprobs"].push_back(Finite(token.logprob));
-    json["top_logprobs"].push_back(std::move(top));
-    json["text_offset"].push_back(text_offset_);
-    text_offset_ += CountCodePoints(text);
+    json["top_logprobs"].push_back(TopOf(token.id, token.logprob, token.top));
+    json["text_offset"].push_back(choice.text_offset);
+    choice.text_offset += CountCodePoints(text);
   }
   return json;
 }
 
-std::string OpenAiAnswer::FirstChunk() {
+OrderedJson OpenAiAnswer::PromptLogprobs() const {
+  OrderedJson list = OrderedJson::array({nullptr});
+  for (size_t i = 0; i < prompt_scores_.size(); ++i) {
+    const PromptScore& score = prompt_scores_[i];
+    OrderedJson one = OrderedJson::object();
+    auto add = [&](int32_t id, float logprob, size_t rank) {
+      one[std::to_string(id)] = {
+          {"logprob", Finite(logprob)}, {"rank", rank}, {"decoded_token", tokenizer_.TokenText(id)}};
+    };
+    // The prompt's own token first, as vLLM has it; it may be one of the likeliest.
+    add(prompt_ids_[i + 1], score.logprob, score.rank);
+    const size_t count = std::min(score.top.size(), static_cast<size_t>(prompt_logprobs_));
+    for (size_t t = 0; t < count; ++t) add(score.top[t].id, score.top[t].logprob, t + 1);
+    list.push_back(std::move(one));
+  }
+  return list;
+}
+
+std::string OpenAiAnswer::FirstChunk(uint32_t index) {
   OrderedJson choice;
-  choice["index"] = 0;
+  choice["index"] = index;
+  choice["logprobs"] = nullptr;
   if (chat_) {
     choice["delta"] = {{"role", "assistant"}, {"content", ""}};
   } else if (echo_) {
     choice["text"] = prompt_text_;
+    choice["logprobs"] = Logprobs(choices_[index], {}, /*with_prompt=*/true);
   } else if (token_ids_) {
     choice["text"] = "";
   } else {
     return {};
   }
-  choice["logprobs"] = nullptr;
   choice["finish_reason"] = nullptr;
   OrderedJson json = ChunkWith(std::move(choice), nullptr);
   if (token_ids_) json["prompt_token_ids"] = prompt_ids_;
   return DumpJson(json);
 }
 
-std::string OpenAiAnswer::DeltaChunk(const OutputDelta& delta, const TokenUsage& usage) {
+std::string OpenAiAnswer::DeltaChunk(uint32_t index, const OutputDelta& delta, const TokenUsage& usage) {
   OrderedJson choice;
-  choice["index"] = 0;
+  choice["index"] = index;
   if (chat_) {
     choice["delta"] = {{"content", delta.text}};
   } else {
     choice["text"] = delta.text;
   }
-  choice["logprobs"] = Logprobs(delta.tokens);
+  choice["logprobs"] = Logprobs(choices_[index], delta.tokens, /*with_prompt=*/false);
   choice["finish_reason"] = nullptr;
   if (token_ids_) choice["token_ids"] = Ids(delta.tokens);
   return DumpJson(ChunkWith(std::move(choice), &usage));
 }
 
-std::string OpenAiAnswer::FinishChunk(const Outcome& outcome, bool with_trace) {
+std::string OpenAiAnswer::FinishChunk(uint32_t index, const ChoiceEnd& end, const TokenUsage& usage,
+                                      bool with_trace) {
   OrderedJson choice;
-  choice["index"] = 0;
+  choice["index"] = index;
   if (chat_) {
     choice["delta"] = OrderedJson::object();
   } else {
     choice["text"] = "";
   }
   choice["logprobs"] = nullptr;
-  choice["finish_reason"] = outcome.finish_reason;
-  choice["stop_reason"] = StopReason(outcome);
-  OrderedJson json = ChunkWith(std::move(choice), &outcome.usage);
-  if (trace_ && with_trace) json["tidepool_trace"] = TraceJson(outcome);
+  choice["finish_reason"] = end.finish_reason;
+  choice["stop_reason"] = StopReason(end);
+  OrderedJson json = ChunkWith(std::move(choice), &usage);
+  if (trace_ && with_trace) json["tidepool_trace"] = TraceJson(end.trace);
   return DumpJson(json);
 }
 
@@ -195,34 +250,45 @@ std::string OpenAiAnswer::UsageChunk(const Outcome& outcome, bool with_trace) {
   OrderedJson json = Head(true);
   json["choices"] = OrderedJson::array();
   json["usage"] = UsageJson(outcome.usage);
-  if (trace_ && with_trace) json["tidepool_trace"] = TraceJson(outcome);
+  if (trace_ && with_trace) json["tidepool_trace"] = TraceJson(outcome.trace);
   return DumpJson(json);
 }
 
-void OpenAiAnswer::Append(OutputDelta delta) {
-  all_.text += delta.text;
-  std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(all_.tokens));
+void OpenAiAnswer::Append(uint32_t choice, OutputDelta delta) {
+  OutputDelta& all = choices_[choice].all;
+  all.text += delta.text;
+  std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(all.tokens));
 }
 
-void OpenAiAnswer::Clear() { all_ = {}; }
+void OpenAiAnswer::Clear(uint32_t choice) {
+  choices_[choice].all = {};
+  if (choice == 0) prompt_scores_.clear();
+}
 
 std::string OpenAiAnswer::Whole(const Outcome& outcome) {
-  OrderedJson choice;
-  choice["index"] = 0;
-  if (chat_) {
-    choice["message"] = {{"role", "assistant"}, {"content", all_.text}};
-  } else {
-    choice["text"] = prompt_text_ + all_.text;
-  }
-  choice["logprobs"] = Logprobs(all_.tokens);
-  choice["finish_reason"] = outcome.finish_reason;
-  choice["stop_reason"] = StopReason(outcome);
-  if (token_ids_) choice["token_ids"] = Ids(all_.tokens);
   OrderedJson json = Head(false);
-  json["choices"] = OrderedJson::array({std::move(choice)});
+  json["choices"] = OrderedJson::array();
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    Choice& from = choices_[i];
+    OrderedJson choice;
+    choice["index"] = i;
+    if (chat_) {
+      choice["message"] = {{"role", "assistant"}, {"content", from.all.text}};
+    } else {
+      choice["text"] = prompt_text_ + from.all.text;
+    }
+    choice["logprobs"] = Logprobs(from, from.all.tokens, /*with_prompt=*/echo_);
+    choice["finish_reason"] = from.end.finish_reason;
+    choice["stop_reason"] = StopReason(from.end);
+    if (token_ids_) choice["token_ids"] = Ids(from.all.tokens);
+    // vLLM's places for it: a completion has it in each choice, a chat once.
+    if (prompt_logprobs_ >= 0 && !chat_) choice["prompt_logprobs"] = PromptLogprobs();
+    json["choices"].push_back(std::move(choice));
+  }
   json["usage"] = UsageJson(outcome.usage);
+  if (prompt_logprobs_ >= 0 && chat_) json["prompt_logprobs"] = PromptLogprobs();
   if (token_ids_) json["prompt_token_ids"] = prompt_ids_;
-  if (trace_) json["tidepool_trace"] = TraceJson(outcome);
+  if (trace_) json["tidepool_trace"] = TraceJson(outcome.trace);
   return DumpJson(json);
 }
 

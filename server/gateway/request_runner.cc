@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "base/status.h"
 #include "kvstore/keys.h"
+#include "server/gateway/choice_group.h"
 #include "server/model/text/detokenizer.h"
 #include "server/model/text/stop_matcher.h"
 
@@ -65,7 +66,8 @@ std::string_view CauseOf(grpc::StatusCode code) {
 
 }  // namespace
 
-class RequestRunner::Request final : public RequestRunner::Running,
+// One choice of a request; mostly the only one.
+class RequestRunner::Request final : public ChoiceRun,
                                      public std::enable_shared_from_this<RequestRunner::Request> {
  public:
   Request(RequestRunner& runner, InferenceRequest request, std::string tenant,
@@ -82,29 +84,37 @@ class RequestRunner::Request final : public RequestRunner::Running,
   ~Request() override { runner_.Unregister(this); }
 
   // Refuses at once, or goes on in the pool.
-  void Begin();
+  void Begin() override;
+  void BeginAfter(const Admission& first) override;
+  void Abandon() override;
   void Cancel(const ErrorKind& why) override;
 
  private:
   class Attempt;
 
   void Prepare();
+  void Go(const v1::ModelIdentity& model);
   std::optional<ApiError> Tokenise();
   std::optional<ApiError> FitContext(const v1::ModelIdentity& model);
+  std::optional<ApiError> CheckIds(const v1::ModelIdentity& model) const;
+  void MakeSampling(const v1::ModelIdentity& model);
+  void MakeBadWords(uint32_t vocab);
   void MakeKeys(const v1::ModelIdentity& model);
   void Place();
   void OnPlaced(const grpc::Status& status, const v1::PlaceReply& reply);
   void Generate(const v1::PlaceReply& placement);
   // False: read no further.
   bool OnEvent(uint32_t attempt, const v1::WorkerGenerateEvent& event);
+  // The prompt's logprobs as they come. False: they do not fit the prompt, and the request has failed.
+  bool TakePromptLogprobs(const v1::WorkerGenerateEvent& event);
   void OnAttemptEnd(uint32_t attempt, const grpc::Status& status);
   void Retry();
   void SendFinish(std::function<void()> then);
   bool Deliver(OutputDelta delta);
   void TimeTokens(size_t count);
-  void Succeed(std::string reason);
   void Fail(ApiError error);
-  void Done(Outcome outcome);
+  // An error, or how the choice ended.
+  void Done(std::variant<ApiError, ChoiceEnd> how);
 
   // The context of the next call, with what is left of the deadline; null: cancelled, and Done was called.
   std::shared_ptr<grpc::ClientContext> NewCall(absl::Duration timeout);
@@ -123,15 +133,15 @@ class RequestRunner::Request final : public RequestRunner::Running,
   Admission admission_;
   bool admitted_ = false;
   uint32_t max_tokens_ = 0;
-  uint64_t seed_ = 0;
   std::string salt_;
-  std::vector<int32_t> stop_ids_;
+  v1::Sampling sampling_;
   v1::PlaceRequest place_;
   bool placed_ = false;  // a booking may exist at the scheduler
   std::optional<StreamDecoder> decoder_;
   std::optional<StopMatcher> stops_;
   uint32_t next_index_ = 0;
   uint32_t delivered_ = 0;
+  size_t scores_ = 0;  // of the prompt, taken
   std::string decode_worker_;
   RequestTrace trace_;
   absl::Time first_token_, last_token_;
@@ -241,12 +251,38 @@ void RequestRunner::Request::Prepare() {
   if (!model)
     return Fail(MakeRetryable(errors::kNotReady, "no worker has registered a model yet", RetryAfter(1)));
   if (auto error = Tokenise()) return Fail(std::move(*error));
-  if (auto error = FitContext(*model)) return Fail(std::move(*error));
-  if (!request_.ignore_eos) stop_ids_ = deps_.text->eos_ids();
-  stop_ids_.insert(stop_ids_.end(), request_.stop_token_ids.begin(), request_.stop_token_ids.end());
-  // Splitting a seed over requests: Mix64 is a bijection, so no two draws meet.
-  seed_ = request_.seed ? *request_.seed : Mix64(runner_.next_seed_.fetch_add(1));
-  MakeKeys(*model);
+  Go(*model);
+}
+
+void RequestRunner::Request::BeginAfter(const Admission& first) {
+  admission_.prompt_ids = first.prompt_ids;
+  admission_.prompt_text = first.prompt_text;
+  if (const auto model = runner_.Model()) {
+    Go(*model);
+  } else {
+    Fail(MakeRetryable(errors::kNotReady, "the model went away", RetryAfter(1)));
+  }
+}
+
+void RequestRunner::Request::Abandon() {
+  {
+    std::lock_guard lock(mu_);
+    if (ended_) return;
+    ended_ = true;
+  }
+  {
+    std::lock_guard lock(runner_.mu_);
+    --runner_.active_;
+    deps_.probe->running.Set(static_cast<double>(runner_.active_));
+  }
+  runner_.changed_.notify_all();
+}
+
+void RequestRunner::Request::Go(const v1::ModelIdentity& model) {
+  if (auto error = FitContext(model)) return Fail(std::move(*error));
+  if (auto error = CheckIds(model)) return Fail(std::move(*error));
+  MakeSampling(model);
+  MakeKeys(model);
   Place();
 }
 
@@ -254,19 +290,21 @@ std::optional<ApiError> RequestRunner::Request::Tokenise() {
   if (const auto* ids = std::get_if<std::vector<int32_t>>(&request_.input)) {
     admission_.prompt_ids = *ids;
   } else {
-    Tokenizer::EncodeOptions options;
+    absl::StatusOr<std::vector<int32_t>> ids_of_text;
     if (const auto* chat = std::get_if<ChatInput>(&request_.input)) {
       auto prompt = deps_.text->Render(*chat);
       if (!prompt.ok()) {
         return MakeError(errors::kChatTemplate, std::string(prompt.status().message()), "messages");
       }
-      admission_.prompt_text = std::move(prompt).value();
-      options.add_special_tokens = request_.add_special_tokens.value_or(false);
+      ids_of_text = deps_.text->Encode(*prompt, request_.add_special_tokens.value_or(false));
+      admission_.prompt_text = std::move(prompt->text);
     } else {
-      admission_.prompt_text = std::get<std::string>(request_.input);
+      // Whoever writes a raw prompt is its template's author: special tokens that are spelled out count.
+      Tokenizer::EncodeOptions options;
       options.add_special_tokens = request_.add_special_tokens.value_or(true);
+      admission_.prompt_text = std::get<std::string>(request_.input);
+      ids_of_text = deps_.text->tokenizer().Encode(admission_.prompt_text, options);
     }
-    auto ids_of_text = deps_.text->tokenizer().Encode(admission_.prompt_text, options);
     if (!ids_of_text.ok()) {
       return MakeError(errors::kInvalidRequest, "prompt: " + std::string(ids_of_text.status().message()),
                        "prompt");
@@ -283,22 +321,6 @@ std::optional<ApiError> RequestRunner::Request::Tokenise() {
 std::optional<ApiError> RequestRunner::Request::FitContext(const v1::ModelIdentity& model) {
   const char* field = request_.chat ? "messages" : "prompt";
   const auto prompt = static_cast<uint32_t>(admission_.prompt_ids.size());
-  for (int32_t id : admission_.prompt_ids) {
-    if (static_cast<uint32_t>(id) >= model.vocab_size()) {
-      return MakeError(
-          errors::kInvalidRequest,
-          absl::StrCat(field, ": token id ", id, " is not below the vocabulary's size, ", model.vocab_size()),
-          field);
-    }
-  }
-  for (int32_t id : request_.stop_token_ids) {
-    if (static_cast<uint32_t>(id) >= model.vocab_size()) {
-      return MakeError(errors::kInvalidRequest,
-                       absl::StrCat("stop_token_ids: id ", id, " is not below the vocabulary's size, ",
-                                    model.vocab_size()),
-                       "stop_token_ids");
-    }
-  }
   const uint32_t context = model.max_model_len();
   if (prompt >= context) {
     return MakeError(errors::kContextLength,
@@ -320,7 +342,10 @@ std::optional<ApiError> RequestRunner::Request::FitContext(const v1::ModelIdenti
   // Decode workers reserve KV for the whole answer before they start: an answer without a stated length gets
   // at most a quarter of a worker's pool, or it would run alone.
   const auto pool = deps_.cluster->Get()->decode_pool_tokens;
-  const uint64_t fair = pool == 0 ? left : std::max<uint64_t>(kCompletionTokensDefault, pool / 4);
+  uint64_t fair = pool == 0 ? left : std::max<uint64_t>(kCompletionTokensDefault, pool / 4);
+  if (deps_.defaults.max_new_tokens) {
+    fair = std::max(std::min<uint64_t>(fair, *deps_.defaults.max_new_tokens), uint64_t{request_.min_tokens});
+  }
   max_tokens_ = std::min<uint32_t>(left, request_.max_tokens.value_or(std::min<uint64_t>(left, fair)));
   if (request_.min_tokens > max_tokens_) {
     return MakeError(errors::kInvalidRequest,
@@ -328,6 +353,90 @@ std::optional<ApiError> RequestRunner::Request::FitContext(const v1::ModelIdenti
                      "min_tokens");
   }
   return std::nullopt;
+}
+
+std::optional<ApiError> RequestRunner::Request::CheckIds(const v1::ModelIdentity& model) const {
+  const uint32_t vocab = model.vocab_size();
+  const auto check = [&](const char* field, int32_t id) -> std::optional<ApiError> {
+    if (id >= 0 && static_cast<uint32_t>(id) < vocab) return std::nullopt;
+    return MakeError(errors::kInvalidRequest,
+                     absl::StrCat(field, ": token id ", id, " is not below the vocabulary's size, ", vocab),
+                     field);
+  };
+  for (int32_t id : admission_.prompt_ids) {
+    if (auto error = check(request_.chat ? "messages" : "prompt", id)) return error;
+  }
+  for (int32_t id : request_.stop_token_ids) {
+    if (auto error = check("stop_token_ids", id)) return error;
+  }
+  for (int32_t id : request_.allowed_token_ids) {
+    if (auto error = check("allowed_token_ids", id)) return error;
+  }
+  for (const auto& [id, bias] : request_.logit_bias) {
+    if (auto error = check("logit_bias", id)) return error;
+  }
+  const size_t per_token = static_cast<size_t>(request_.scored() + 1);
+  const bool event = request_.echo && request_.stream;
+  const size_t entries_max = event ? kEchoedLogprobEntriesMax : kPromptLogprobEntriesMax;
+  if (admission_.prompt_ids.size() * per_token > entries_max) {
+    const char* field = request_.prompt_logprobs >= request_.scored() ? "prompt_logprobs" : "logprobs";
+    return MakeError(
+        errors::kInvalidRequest,
+        absl::StrCat(field, ": ", per_token, " for each of the prompt's ", admission_.prompt_ids.size(),
+                     " tokens are more than ", entries_max, "; ask for fewer, ",
+                     event ? "leave out stream, " : "", "or shorten the prompt"),
+        field);
+  }
+  return std::nullopt;
+}
+
+void RequestRunner::Request::MakeSampling(const v1::ModelIdentity& model) {
+  const GenerationDefaults& defaults = deps_.defaults;
+  v1::Sampling& s = sampling_;
+  s.set_temperature(request_.temperature.value_or(defaults.temperature.value_or(1.0f)));
+  s.set_top_k(request_.top_k.value_or(defaults.top_k.value_or(0)));
+  s.set_top_p(request_.top_p.value_or(defaults.top_p.value_or(1.0f)));
+  s.set_min_p(request_.min_p.value_or(defaults.min_p.value_or(0.0f)));
+  s.set_repetition_penalty(request_.repetition_penalty.value_or(defaults.repetition_penalty.value_or(1.0f)));
+  s.set_typical_p(request_.typical_p);
+  s.set_presence_penalty(request_.presence_penalty);
+  s.set_frequency_penalty(request_.frequency_penalty);
+  s.set_seed(request_.seed ? *request_.seed : runner_.NewSeed());
+  for (const auto& [id, bias] : request_.logit_bias) {
+    v1::LogitBias& out = *s.add_logit_bias();
+    out.set_id(id);
+    out.set_bias(bias);
+  }
+  s.mutable_allowed_token_ids()->Add(request_.allowed_token_ids.begin(), request_.allowed_token_ids.end());
+  MakeBadWords(model.vocab_size());
+  s.set_min_tokens(request_.min_tokens);
+  if (!request_.ignore_eos) {
+    s.mutable_stop_token_ids()->Add(deps_.text->eos_ids().begin(), deps_.text->eos_ids().end());
+  }
+  s.mutable_stop_token_ids()->Add(request_.stop_token_ids.begin(), request_.stop_token_ids.end());
+  if (request_.top_logprobs >= 0) s.set_top_logprobs(request_.top_logprobs);
+}
+
+// As vLLM's SamplingParams.update_from_tokenizer: each word as it stands at a text's beginning and inside it,
+// where that is spelled with another first token and as many of them.
+void RequestRunner::Request::MakeBadWords(uint32_t vocab) {
+  Tokenizer::EncodeOptions options;
+  options.add_special_tokens = false;
+  for (const std::string& word : request_.bad_words) {
+    const size_t begin = word.find_first_not_of(" \t\r\n\v\f");
+    const std::string bare = begin == std::string::npos ? std::string() : word.substr(begin);
+    std::vector<int32_t> first;
+    for (const bool space : {false, true}) {
+      auto ids = deps_.text->tokenizer().Encode(space ? " " + bare : bare, options);
+      if (!ids.ok() || ids->empty()) continue;
+      if (space && !first.empty() && (ids->front() == first.front() || ids->size() != first.size())) continue;
+      if (!space) first = *ids;
+      // What the model cannot say needs no ban.
+      const bool sayable =
+          std::ranges::all_of(*ids, [&](int32_t id) { return static_cast<uint32_t>(id) < vocab; });
+      if (sayable) sampling_.add_bad_words()->mutable_ids()->Add(ids->begin(), ids->end());
+    }
+  }
 }
 
 void RequestRunner::Request::MakeKeys(const v1::ModelIdentity& model) {
@@ -423,6 +532,7 @@ void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
   stops_.emplace(std::move(stops).value());
   next_index_ = 0;
   delivered_ = 0;
+  scores_ = 0;
   gaps_.clear();
   trace_.path.Clear();
   decode_worker_ = placement.decode().worker_id();
@@ -442,15 +552,8 @@ void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
   message.set_salt(salt_);
   message.mutable_prompt()->Add(admission_.prompt_ids.begin(), admission_.prompt_ids.end());
   message.set_max_tokens(max_tokens_);
-  message.set_min_tokens(request_.min_tokens);
-  v1::Sampling& sampling = *message.mutable_sampling();
-  sampling.set_temperature(request_.temperature);
-  sampling.set_top_k(request_.top_k);
-  sampling.set_top_p(request_.top_p);
-  sampling.set_min_p(request_.min_p);
-  sampling.set_seed(seed_);
-  message.mutable_stop_token_ids()->Add(stop_ids_.begin(), stop_ids_.end());
-  message.set_top_logprobs(request_.top_logprobs);
+  *message.mutable_sampling() = sampling_;
+  if (request_.scored() >= 0) message.set_prompt_logprobs(static_cast<uint32_t>(request_.scored()));
   if (placement.has_prefill()) *message.mutable_prefill() = placement.prefill();
   *message.mutable_holders() = placement.holders();
   auto* attempt = new Attempt(shared_from_this(), number, std::move(context),
@@ -464,6 +567,7 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
     if (ended_ || cancelled_ || attempt != attempt_) return false;
   }
   if (event.has_path()) trace_.path = event.path();
+  if (!TakePromptLogprobs(event)) return false;
   TimeTokens(static_cast<size_t>(event.tokens_size()));
   OutputDelta delta;
   std::optional<size_t> matched;
@@ -484,6 +588,7 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
       return false;
     }
     ++next_index_;
+    if (request_.prompt_only) continue;
     DeliveredToken out{token.id(), token.logprob(), {}};
     for (const v1::TokenLogprob& top : token.top()) out.top.push_back({top.id(), top.logprob()});
     delta.tokens.push_back(std::move(out));
@@ -493,7 +598,7 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
   const bool last = !event.finish_reason().empty();
   const bool eos =
       std::ranges::find(deps_.text->eos_ids(), event.stop_token()) != deps_.text->eos_ids().end();
-  if (last && !matched) {
+  if (last && !matched && !request_.prompt_only) {
     // A stop token that the client named is part of the output where it asked for that, as in vLLM.
     if (event.finish_reason() == "stop" && event.stop_token() >= 0 && !eos &&
         request_.include_stop_str_in_output) {
@@ -507,16 +612,36 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
   }
   if (!matched && !last) return true;
 
-  Outcome outcome;
-  outcome.finish_reason = matched ? "stop" : event.finish_reason();
+  ChoiceEnd end;
+  end.finish_reason = matched ? "stop" : request_.prompt_only ? "length" : event.finish_reason();
   if (matched) {
-    outcome.stop_reason = request_.stop[*matched];
-  } else if (outcome.finish_reason == "stop" && event.stop_token() >= 0 && !eos) {
-    outcome.stop_reason = event.stop_token();
+    end.stop_reason = request_.stop[*matched];
+  } else if (end.finish_reason == "stop" && event.stop_token() >= 0 && !eos) {
+    end.stop_reason = event.stop_token();
   }
-  Done(std::move(outcome));
+  Done(std::move(end));
   // The worker is cancelled where it would go on; its own last event needs no cancelling, so read to the end.
   return last;
+}
+
+bool RequestRunner::Request::TakePromptLogprobs(const v1::WorkerGenerateEvent& event) {
+  const size_t due = request_.scored() < 0 ? 0 : admission_.prompt_ids.size() - 1;
+  scores_ += static_cast<size_t>(event.prompt_logprobs_size());
+  if (scores_ > due || (scores_ < due && event.tokens_size() > 0)) {
+    spdlog::error("{}: {} logprobs of the prompt from {} where {} were due", admission_.id, scores_,
+                  decode_worker_, due);
+    Fail(MakeError(errors::kInternal, "a worker sent the prompt's logprobs out of order"));
+    return false;
+  }
+  if (event.prompt_logprobs_size() == 0) return true;
+  std::vector<PromptScore> scores;
+  scores.reserve(static_cast<size_t>(event.prompt_logprobs_size()));
+  for (const v1::PromptLogprob& score : event.prompt_logprobs()) {
+    PromptScore& out = scores.emplace_back(PromptScore{score.logprob(), score.rank(), {}});
+    for (const v1::TokenLogprob& top : score.top()) out.top.push_back({top.id(), top.logprob()});
+  }
+  sink_->OnPromptLogprobs(std::move(scores));
+  return true;
 }
 
 void RequestRunner::Request::TimeTokens(size_t count) {
@@ -537,7 +662,7 @@ void RequestRunner::Request::TimeTokens(size_t count) {
 
 bool RequestRunner::Request::Deliver(OutputDelta delta) {
   delivered_ += static_cast<uint32_t>(delta.tokens.size());
-  if (sink_->OnDelta(std::move(delta), Usage())) return true;
+  if (sink_->OnDelta(0, std::move(delta), Usage())) return true;
   Cancel(errors::kSlowClient);  // unless the front said why already
   return false;
 }
@@ -561,7 +686,7 @@ void RequestRunner::Request::OnAttemptEnd(uint32_t attempt, const grpc::Status& 
     return Fail(MakeError(errors::kTimeout, "the answer was not complete within the request's deadline"));
   }
   const bool retries_left = attempt <= deps_.config->gateway.max_retries;
-  if (retries_left && sink_->Restart()) return Retry();
+  if (retries_left && sink_->Restart(0)) return Retry();
   const std::string message =
       absl::StrCat("the request failed because ", std::string(CauseOf(code)),
                    delivered_ > 0 ? " in the middle of the answer" : "",
@@ -602,19 +727,18 @@ void RequestRunner::Request::SendFinish(std::function<void()> then) {
       });
 }
 
-void RequestRunner::Request::Fail(ApiError error) {
-  Outcome outcome;
-  outcome.error = std::move(error);
-  Done(std::move(outcome));
-}
+void RequestRunner::Request::Fail(ApiError error) { Done(std::move(error)); }
 
-void RequestRunner::Request::Done(Outcome outcome) {
+void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
   {
     std::lock_guard lock(mu_);
     if (ended_) return;
     ended_ = true;
     call_.reset();
   }
+  Outcome outcome;
+  auto* end = std::get_if<ChoiceEnd>(&how);
+  if (end == nullptr) outcome.error = std::get<ApiError>(std::move(how));
   GatewayProbe& probe = *deps_.probe;
   const absl::Time now = deps_.clock->Now();
   outcome.usage = Usage();
@@ -642,10 +766,12 @@ void RequestRunner::Request::Done(Outcome outcome) {
   }
   probe.generated.Add(delivered_);
   probe.duration.Observe(absl::ToDoubleSeconds(now - arrival_));
+  trace_.path.set_prompt_tokens(outcome.usage.prompt_tokens);
   outcome.trace = trace_;
   const int seen = sink_->Status(outcome);
-  if (!outcome.error) {
-    probe.Request(200, outcome.finish_reason);
+  if (end != nullptr) {
+    end->trace = trace_;
+    probe.Request(200, end->finish_reason);
   } else if (outcome.error->status == errors::kClientGone.status) {
     probe.Request(outcome.error->status, outcome.error->code);
     probe.Disconnect(next_index_ > 0 ? "streaming" : "queued");
@@ -659,6 +785,7 @@ void RequestRunner::Request::Done(Outcome outcome) {
     --runner_.active_;
     probe.running.Set(static_cast<double>(runner_.active_));
   }
+  if (end != nullptr) sink_->OnChoiceEnd(0, *end, outcome.usage);
   sink_->OnDone(outcome);
   if (placed_) SendFinish(nullptr);
   runner_.changed_.notify_all();
@@ -695,12 +822,34 @@ void RequestRunner::Unregister(Request* request) {
 std::weak_ptr<RequestRunner::Running> RequestRunner::Start(InferenceRequest request, std::string tenant,
                                                            std::shared_ptr<OutputSink> sink,
                                                            absl::Duration timeout) {
-  auto running =
-      std::make_shared<Request>(*this, std::move(request), std::move(tenant), std::move(sink), timeout);
-  Register(running);
-  running->Begin();
-  return running;
+  if (request.best_of <= 1) {
+    auto running =
+        std::make_shared<Request>(*this, std::move(request), std::move(tenant), std::move(sink), timeout);
+    Register(running);
+    running->Begin();
+    return running;
+  }
+  auto group = std::make_shared<ChoiceGroup>(request.n, request.best_of, std::move(sink));
+  const uint64_t seed = request.seed ? *request.seed : NewSeed();
+  group->Start([&](uint32_t choice, std::shared_ptr<OutputSink> member) {
+    InferenceRequest one = request;
+    one.n = one.best_of = 1;
+    one.seed = seed + choice;
+    if (request.best_of > request.n) one.top_logprobs = std::max(one.top_logprobs, 0);  // to choose by
+    if (choice > 0) {
+      // The prompt is scored once.
+      one.prompt_logprobs = -1;
+      one.echo = false;
+    }
+    auto run = std::make_shared<Request>(*this, std::move(one), tenant, std::move(member), timeout);
+    Register(run);
+    return run;
+  });
+  return group;
 }
+
+// Splitting a seed over requests: Mix64 is a bijection, so no two requests share one.
+uint64_t RequestRunner::NewSeed() { return Mix64(next_seed_.fetch_add(1)); }
 
 std::optional<v1::ModelIdentity> RequestRunner::Model() const {
   auto model = deps_.cluster->Get()->model;

@@ -15,6 +15,7 @@
 #include "server/gateway/auth.h"
 #include "server/gateway/cluster_watch.h"
 #include "server/gateway/errors.h"
+#include "server/gateway/generation_defaults.h"
 #include "server/gateway/probe.h"
 #include "server/gateway/request.h"
 #include "server/gateway/text_model.h"
@@ -32,6 +33,12 @@ struct DeliveredToken {
   float logprob = 0;
   std::vector<OutputLogprob> top;
 };
+// Of one token of the prompt.
+struct PromptScore {
+  float logprob = 0;
+  uint32_t rank = 1;  // 1: the likeliest
+  std::vector<OutputLogprob> top;
+};
 
 // What became known of the answer. Text lags behind tokens where a character is unfinished or a stop string
 // may be beginning.
@@ -42,7 +49,7 @@ struct OutputDelta {
 
 struct TokenUsage {
   uint32_t prompt_tokens = 0;
-  uint32_t completion_tokens = 0;  // delivered; a stop token is not
+  uint32_t completion_tokens = 0;  // of all choices, those that best_of drops too; a stop token is not one
   uint32_t cached_tokens = 0;
 };
 
@@ -62,26 +69,37 @@ struct Admission {
   std::string prompt_text;  // as encoded; empty where the client sent ids
 };
 
-struct Outcome {
-  std::optional<ApiError> error;
-  std::string finish_reason;  // stop, length; empty with an error
+// How one choice ended.
+struct ChoiceEnd {
+  std::string finish_reason;  // stop, length
   // The stop string or stop token id that ended it; monostate: end of sequence, or length.
   std::variant<std::monostate, std::string, int32_t> stop_reason;
-  TokenUsage usage;
   RequestTrace trace;
 };
 
-// OutputSink: where a front door takes one answer. Calls are ordered and never concurrent; none may block:
-// OnAdmitted at most once, then OnDelta*, with Restart between attempts, and OnDone exactly once, last.
+struct Outcome {
+  std::optional<ApiError> error;
+  TokenUsage usage;
+  RequestTrace trace;  // of choice 0
+};
+
+// OutputSink: where a front door takes the answers to one request: choices 0 to n - 1. Calls are ordered and
+// never concurrent; none may block: OnAdmitted at most once, then OnPromptLogprobs (before the first delta of
+// choice 0) and, for each choice, OnDelta* with Restart between attempts and one OnChoiceEnd; OnDone exactly
+// once, last. Without an error every choice has ended by then.
 class OutputSink {
  public:
   virtual ~OutputSink() = default;
   // Tokenised and placed on workers; nothing was computed yet.
   virtual void OnAdmitted(const Admission& admission) = 0;
+  // The next prompt tokens' logprobs, from prompt token 1 on.
+  virtual void OnPromptLogprobs(std::vector<PromptScore> scores) = 0;
   // `usage`: so far. False: the client is gone or too slow, and the request is cancelled.
-  virtual bool OnDelta(OutputDelta delta, const TokenUsage& usage) = 0;
-  // A worker failed and the answer starts again from its first token. False: the client has seen some of it.
-  virtual bool Restart() = 0;
+  virtual bool OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& usage) = 0;
+  // A worker failed and the choice starts again from its first token, choice 0 with the prompt's logprobs.
+  // False: the client has seen some of it.
+  virtual bool Restart(uint32_t choice) = 0;
+  virtual void OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage& usage) = 0;
   // The HTTP status that the client sees (or saw, where headers are out). Asked right before OnDone, so that
   // a request is counted before its client can ask for the count.
   virtual int Status(const Outcome& outcome) = 0;
@@ -95,6 +113,11 @@ class OutputSink {
 // A worker that fails before anything reached the client costs time only: the request is placed again without
 // that worker, at most max_retries times. Afterwards it ends in an error. Every request ends once, within
 // request_timeout. Thread-safe; starts no thread of its own.
+//
+// With n or best_of above 1 every choice is a sequence of its own, placed and counted (in flight, in metrics)
+// as one, and drawn with seed + its number. Choice 0 goes first; the others start with its first token, when
+// the prompt's blocks are in the pool, so that they compute the prompt's last block at most. One that fails
+// ends all: a client never gets fewer choices than it asked for.
 class RequestRunner {
  public:
   struct Dependencies {  // all borrowed, except where shared
@@ -106,6 +129,7 @@ class RequestRunner {
     GatewayProbe* probe = nullptr;
     WorkPool* pool = nullptr;
     const Clock* clock = nullptr;
+    GenerationDefaults defaults;
   };
 
   // Handle of a running request; weak for the fronts: the request keeps itself alive.
@@ -137,6 +161,7 @@ class RequestRunner {
  private:
   class Request;
 
+  uint64_t NewSeed();
   void Register(const std::shared_ptr<Request>& request);
   void Unregister(Request* request);
 

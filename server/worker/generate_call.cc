@@ -25,10 +25,14 @@ GenerateCall::GenerateCall(WorkerContext& context, const v1::WorkerGenerateReque
 
 void GenerateCall::Start() {
   absl::Status status = CheckPrompt(*context_.model, blocks_.prompt(), request_.max_tokens());
-  if (status.ok()) status = FromProto(request_.sampling()).status();
+  if (status.ok()) status = CheckSampling(*context_.model, request_.sampling());
   const uint32_t blocks =
       (static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens() + blocks_.block_tokens() - 1) /
       blocks_.block_tokens();
+  if (status.ok() && request_.prompt_logprobs() > kTopLogprobsMax) {
+    status = absl::InvalidArgumentError("prompt_logprobs is " + std::to_string(request_.prompt_logprobs()) +
+                                        "; it may be at most " + std::to_string(kTopLogprobsMax));
+  }
   if (status.ok() && blocks > context_.pool->stats().slots) {
     status = absl::InvalidArgumentError(
         "the request needs " + std::to_string(blocks) + " KV blocks, the worker has " +
@@ -46,19 +50,19 @@ void GenerateCall::Start() {
 bool GenerateCall::TryReserve() {
   std::unique_lock lock(mu_);
   if (phase_ != Phase::kWaiting) return true;
-  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens()))
+  // The logits of a prompt that is to be scored are needed everywhere: nothing of it is reused.
+  const bool scored = request_.has_prompt_logprobs();
+  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens(), !scored)) {
     return false;
+  }
   granted_ = context_.clock->Now();
   phase_ = Phase::kFetching;
   path_.set_cached_tokens(blocks_.published() * blocks_.block_tokens());
   const bool here = request_.prefill().worker_id().empty() ||
                     request_.prefill().worker_id() == context_.self.worker_id() ||
                     blocks_.published() == blocks_.reusable();
-  if (here) {
-    FetchFromHolders();
-  } else {
-    StartRemotePrefill();
-  }
+  if (!scored && here) FetchFromHolders();
+  if (!scored && !here) StartRemotePrefill();
   MaybeSubmit();
   StartPlannedFetches(lock);
   return true;
@@ -72,11 +76,8 @@ void GenerateCall::StartRemotePrefill() {
   request.set_salt(request_.salt());
   *request.mutable_prompt() = request_.prompt();
   *request.mutable_sampling() = request_.sampling();
-  request.set_top_logprobs(request_.top_logprobs());
   *request.mutable_holders() = request_.holders();
   request.set_skip_blocks(blocks_.published());
-  request.set_min_tokens(request_.min_tokens());
-  *request.mutable_stop_token_ids() = request_.stop_token_ids();
   remote_ = true;
   prefill_running_ = true;
   next_offer_ = blocks_.published();
@@ -170,51 +171,39 @@ void GenerateCall::MaybeSubmit() {
 void GenerateCall::Submit() {
   const absl::Time now = context_.clock->Now();
   ReleasePeer();
-  SequenceSpec spec;
-  spec.request_id = attempt_id_;
-  spec.tokens = blocks_.prompt();
-  spec.published_blocks = blocks_.published();
-  spec.root = blocks_.root();
-  spec.sampling = FromProto(request_.sampling()).value();
-  spec.max_tokens = request_.max_tokens();
-  spec.min_tokens = request_.min_tokens();
-  spec.stop_token_ids = {request_.stop_token_ids().begin(), request_.stop_token_ids().end()};
-  spec.top_logprobs = request_.top_logprobs();
-  spec.sink = shared_from_this();
+  SequenceGoal goal{.max_tokens = request_.max_tokens()};
+  if (request_.has_prompt_logprobs()) goal.prompt_logprobs = static_cast<int32_t>(request_.prompt_logprobs());
   if (done_ && blocks_.complete()) {
-    spec.first_token = FromProto(done_->first_token());
-    spec.computed_tokens = static_cast<uint32_t>(blocks_.prompt().size());
+    goal.first_token = FromProto(done_->first_token());
     path_.set_cached_tokens(done_->cached_tokens());
     path_.set_queue_seconds(done_->queue_seconds());
     path_.set_prefill_seconds(done_->prefill_seconds());
     path_.set_transfer_seconds(absl::ToDoubleSeconds(now - prefill_done_));
     context_.probe->transfer_seconds.Observe(path_.transfer_seconds());
-  } else {
-    // A prefix hit never covers the whole prompt: its last token has to be computed.
-    const uint32_t ready = std::min(blocks_.ready(), blocks_.reusable());
-    spec.computed_tokens = ready * blocks_.block_tokens();
-    const uint32_t fetched = ready - blocks_.published();
-    if (!remote_) {
-      path_.set_cached_tokens(spec.computed_tokens);
-      context_.probe->peer_hit_tokens.Add(size_t{fetched} * blocks_.block_tokens());
-      path_.set_prefill_worker(context_.self.worker_id());
-      path_.set_prefill_pid(context_.self.pid());
-    }
+  } else if (!remote_) {
+    const uint32_t ready = blocks_.ready_tokens();
+    path_.set_cached_tokens(ready);
+    context_.probe->peer_hit_tokens.Add(ready - size_t{blocks_.published()} * blocks_.block_tokens());
+    path_.set_prefill_worker(context_.self.worker_id());
+    path_.set_prefill_pid(context_.self.pid());
   }
   path_.set_fetched_blocks(blocks_.fetched_blocks());
   path_.set_fetched_bytes(blocks_.fetched_bytes());
   if (blocks_.fetched_blocks() > 0) path_.set_transport(std::string(context_.fetch->transport_name()));
   phase_ = Phase::kEngine;
-  auto leases = blocks_.Release();
-  absl::Status status = leases.status();
-  if (status.ok()) {
-    spec.blocks = std::move(leases).value();
-    status = context_.engine->Submit(std::move(spec));
-  }
+  const absl::Status status =
+      blocks_.Submit(attempt_id_, request_.sampling(), std::move(goal), shared_from_this());
   if (!status.ok()) End(ToGrpc(status));
 }
 
 void GenerateCall::OnBlockSealed(uint32_t, const BlockKey&, const BlockLease&) {}
+
+void GenerateCall::OnPromptLogprobs(std::vector<PromptLogprob> scores) {
+  v1::WorkerGenerateEvent event;
+  for (const PromptLogprob& score : scores) ToProto(score, *event.add_prompt_logprobs());
+  std::lock_guard lock(mu_);
+  if (phase_ != Phase::kEnded) port_->Write(std::move(event));
+}
 
 void GenerateCall::OnToken(OutputToken token) {
   v1::WorkerGenerateEvent event;

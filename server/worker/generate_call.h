@@ -16,7 +16,8 @@ namespace tidepool {
 //   waiting for slots → [remote prefill + fetches | fetches from holders] → engine → finished
 //
 // Whatever fails on the way to the engine (prefill worker gone, blocks missing or damaged) costs time only:
-// what is not here is computed here. Ends exactly once: with a finish reason, an error, or the caller's
+// what is not here is computed here. A prompt whose logprobs are wanted is computed here from its first token
+// on: its logits are nowhere else. Ends exactly once: with a finish reason, an error, or the caller's
 // cancellation, after which its slots come back as soon as they are quiescent. Thread-safe.
 class GenerateCall final : public EngineSink, public std::enable_shared_from_this<GenerateCall> {
  public:
@@ -31,6 +32,7 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   void Cancel();
 
   void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) override;
+  void OnPromptLogprobs(std::vector<PromptLogprob> scores) override;
   void OnToken(OutputToken token) override;
   void OnFinished(SequenceResult result) override;
 

@@ -20,7 +20,7 @@ PrefillCall::PrefillCall(WorkerContext& context, const v1::PrefillRequest& reque
 
 void PrefillCall::Start() {
   absl::Status status = CheckPrompt(*context_.model, blocks_.prompt(), 1);
-  if (status.ok()) status = FromProto(request_.sampling()).status();
+  if (status.ok()) status = CheckSampling(*context_.model, request_.sampling());
   if (status.ok()) {
     status = context_.slots->Submit(attempt_id_, [self = shared_from_this()] { return self->TryReserve(); });
   }
@@ -77,28 +77,11 @@ void PrefillCall::OnFetched(uint32_t begin, FetchResult result) {
 }
 
 void PrefillCall::Submit() {
-  SequenceSpec spec;
-  spec.request_id = attempt_id_;
-  spec.tokens = blocks_.prompt();
-  spec.published_blocks = blocks_.published();
-  const uint32_t ready = std::min(blocks_.ready(), blocks_.reusable());
-  spec.computed_tokens = ready * blocks_.block_tokens();
-  cached_tokens_ = spec.computed_tokens;
-  context_.probe->peer_hit_tokens.Add(size_t{ready - blocks_.published()} * blocks_.block_tokens());
-  spec.root = blocks_.root();
-  spec.sampling = FromProto(request_.sampling()).value();
-  spec.min_tokens = request_.min_tokens();
-  spec.stop_token_ids = {request_.stop_token_ids().begin(), request_.stop_token_ids().end()};
-  spec.top_logprobs = request_.top_logprobs();
-  spec.prefill_only = true;
-  spec.sink = shared_from_this();
+  cached_tokens_ = blocks_.ready_tokens();
+  context_.probe->peer_hit_tokens.Add(cached_tokens_ - size_t{blocks_.published()} * blocks_.block_tokens());
   phase_ = Phase::kEngine;
-  auto leases = blocks_.Release();
-  absl::Status status = leases.status();
-  if (status.ok()) {
-    spec.blocks = std::move(leases).value();
-    status = context_.engine->Submit(std::move(spec));
-  }
+  const absl::Status status =
+      blocks_.Submit(attempt_id_, request_.sampling(), {.prefill_only = true}, shared_from_this());
   if (!status.ok()) End(ToGrpc(status));
 }
 

@@ -12,8 +12,8 @@ RequestBlocks::RequestBlocks(WorkerContext& context, BlockKey root, std::vector<
       prompt_(std::move(prompt)),
       keys_(BlockKeys(root_, prompt_, context.layout.block_tokens)) {}
 
-bool RequestBlocks::TryReserve(uint32_t total_tokens) {
-  const std::span<const BlockKey> reusable_keys(keys_.data(), reusable());
+bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse) {
+  const std::span<const BlockKey> reusable_keys(keys_.data(), reuse ? reusable() : 0);
   blocks_ = context_.pool->LeasePrefix(reusable_keys);
   published_ = static_cast<uint32_t>(blocks_.size());
   const size_t total = (total_tokens + block_tokens() - 1) / block_tokens();
@@ -90,13 +90,28 @@ bool RequestBlocks::EndFetch(uint32_t begin, FetchResult result) {
   return all;
 }
 
-absl::StatusOr<std::vector<BlockLease>> RequestBlocks::Release() {
-  for (BlockLease& block : blocks_) {
+absl::Status RequestBlocks::Submit(const std::string& attempt_id, const v1::Sampling& sampling,
+                                   SequenceGoal goal, std::shared_ptr<EngineSink> sink) {
+  SequenceSpec spec;
+  spec.blocks = std::move(blocks_);
+  blocks_.clear();
+  for (BlockLease& block : spec.blocks) {
     if (!block.empty()) continue;
     TP_ASSIGN_OR_RETURN(std::vector<BlockLease> fresh, context_.pool->Reserve(1));
     block = std::move(fresh[0]);
   }
-  return std::move(blocks_);
+  FromProto(sampling, spec);
+  spec.request_id = attempt_id;
+  spec.tokens = prompt_;
+  spec.published_blocks = published_;
+  spec.computed_tokens = goal.first_token ? static_cast<uint32_t>(prompt_.size()) : ready_tokens();
+  spec.first_token = std::move(goal.first_token);
+  spec.root = root_;
+  spec.max_tokens = goal.max_tokens;
+  spec.prefill_only = goal.prefill_only;
+  spec.prompt_logprobs = goal.prompt_logprobs;
+  spec.sink = std::move(sink);
+  return context_.engine->Submit(std::move(spec));
 }
 
 }  // namespace tidepool

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +18,14 @@ struct PlannedFetch {
   FetchSpec spec;
 };
 
+// What the engine is to do with a prompt, beside what v1::Sampling says.
+struct SequenceGoal {
+  uint32_t max_tokens = 1;
+  bool prefill_only = false;
+  std::optional<OutputToken> first_token;  // drawn elsewhere; complete() holds
+  int32_t prompt_logprobs = -1;            // nothing was reused then
+};
+
 // RequestBlocks: the slots of one request on one worker while its prompt's KV comes together: what the pool
 // had, what is fetched, what is left to compute. Not thread-safe (its request's mutex guards it), but
 // fetches end on another thread: see StartFetch.
@@ -22,9 +33,9 @@ class RequestBlocks {
  public:
   RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt);
 
-  // Leases the prompt's published prefix and reserves the rest of `total_tokens`. False: no slots now;
-  // nothing is held then.
-  bool TryReserve(uint32_t total_tokens);
+  // Leases the prompt's published prefix (unless `reuse` is false: all of it is to be computed) and reserves
+  // the rest of `total_tokens`. False: no slots now; nothing is held then.
+  bool TryReserve(uint32_t total_tokens, bool reuse = true);
 
   uint32_t block_tokens() const { return context_.layout.block_tokens; }
   const std::vector<int32_t>& prompt() const { return prompt_; }
@@ -38,6 +49,8 @@ class RequestBlocks {
   uint32_t reusable() const { return ReusableBlocks(prompt_.size(), block_tokens()); }
   // Leading blocks that are here and valid: published, or fetched.
   uint32_t ready() const;
+  // Leading tokens that the engine need not compute if the prompt is prefilled here.
+  uint32_t ready_tokens() const { return std::min(ready(), reusable()) * block_tokens(); }
   // True when all of the prompt's KV is here, tail included.
   bool complete() const;
   BlockLease& at(uint32_t index) { return blocks_[index]; }
@@ -57,9 +70,10 @@ class RequestBlocks {
   uint32_t fetched_blocks() const { return fetched_blocks_; }
   uint64_t fetched_bytes() const { return fetched_bytes_; }
 
-  // All leases, for the engine. Slots that a failed fetch left quarantined are replaced; ResourceExhausted
-  // where there is none.
-  absl::StatusOr<std::vector<BlockLease>> Release();
+  // Hands the prompt and all leases to the engine. Slots that a failed fetch left quarantined are replaced.
+  // Errors: as Engine::Submit, ResourceExhausted where no slot is left; nothing is held here then either.
+  absl::Status Submit(const std::string& attempt_id, const v1::Sampling& sampling, SequenceGoal goal,
+                      std::shared_ptr<EngineSink> sink);
   // Gives back what is held here; what a fetch still holds comes back with its result.
   void Drop() { blocks_.clear(); }
 

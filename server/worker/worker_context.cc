@@ -1,8 +1,7 @@
 #include "server/worker/worker_context.h"
 
-#include <cmath>
-
 #include "base/status.h"
+#include "server/engine/sequence.h"
 
 namespace tidepool {
 namespace {
@@ -84,17 +83,42 @@ void ToProto(const OutputToken& token, v1::OutputToken& out) {
   }
 }
 
-absl::StatusOr<SamplingParams> FromProto(const v1::Sampling& s) {
-  // Written so that NaN fails, too.
-  if (!(s.temperature() >= 0 && std::isfinite(s.temperature()))) {
-    return absl::InvalidArgumentError("sampling.temperature must be a finite number of at least 0");
+void ToProto(const PromptLogprob& score, v1::PromptLogprob& out) {
+  out.set_logprob(score.logprob);
+  out.set_rank(score.rank);
+  for (const TokenLogprob& t : score.top) {
+    auto* top = out.add_top();
+    top->set_id(t.id);
+    top->set_logprob(t.logprob);
   }
-  if (!(s.top_p() > 0 && s.top_p() <= 1))
-    return absl::InvalidArgumentError("sampling.top_p must be in (0, 1]");
-  if (!(s.min_p() >= 0 && s.min_p() <= 1))
-    return absl::InvalidArgumentError("sampling.min_p must be in [0, 1]");
-  if (s.top_k() < 0) return absl::InvalidArgumentError("sampling.top_k must be at least 0 (0: all)");
-  return SamplingParams{s.temperature(), s.top_k(), s.top_p(), s.min_p(), s.seed()};
+}
+
+void FromProto(const v1::Sampling& from, SequenceSpec& spec) {
+  SamplingParams& to = spec.sampling;
+  to.temperature = from.temperature();
+  to.top_k = from.top_k();
+  to.top_p = from.top_p();
+  to.min_p = from.min_p();
+  to.seed = from.seed();
+  // These two came later: a message without them means what it meant before.
+  to.typical_p = from.typical_p() == 0 ? 1 : from.typical_p();
+  to.repetition_penalty = from.repetition_penalty() == 0 ? 1 : from.repetition_penalty();
+  to.presence_penalty = from.presence_penalty();
+  to.frequency_penalty = from.frequency_penalty();
+  for (const v1::LogitBias& b : from.logit_bias()) to.logit_bias.push_back({b.id(), b.bias()});
+  to.allowed_token_ids = {from.allowed_token_ids().begin(), from.allowed_token_ids().end()};
+  for (const v1::TokenSequence& word : from.bad_words()) {
+    to.bad_words.emplace_back(word.ids().begin(), word.ids().end());
+  }
+  spec.min_tokens = from.min_tokens();
+  spec.stop_token_ids = {from.stop_token_ids().begin(), from.stop_token_ids().end()};
+  spec.top_logprobs = from.has_top_logprobs() ? from.top_logprobs() : -1;
+}
+
+absl::Status CheckSampling(const Model& model, const v1::Sampling& sampling) {
+  SequenceSpec spec;
+  FromProto(sampling, spec);
+  return ValidateDrawing(spec, model.spec.vocab);
 }
 
 absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens) {

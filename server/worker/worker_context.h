@@ -69,8 +69,11 @@ std::string AttemptId(const std::string& request_id, uint32_t attempt);
 PeerAddress ToPeerAddress(const v1::WorkerAddress& address);
 OutputToken FromProto(const v1::OutputToken& token);
 void ToProto(const OutputToken& token, v1::OutputToken& out);
+void ToProto(const PromptLogprob& score, v1::PromptLogprob& out);
+// Fills what `sampling` says in `spec`. A peer's numbers: CheckSampling, and the engine, judge them.
+void FromProto(const v1::Sampling& sampling, SequenceSpec& spec);
 // InvalidArgument names the field and its limit.
-absl::StatusOr<SamplingParams> FromProto(const v1::Sampling& sampling);
+absl::Status CheckSampling(const Model& model, const v1::Sampling& sampling);
 // A prompt that this model can take: not empty, ids in the vocabulary, prompt + max_tokens in the context.
 absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens);
 

@@ -9,6 +9,7 @@ namespace {
 
 void MergeGenerate(v1::WorkerGenerateEvent& pending, v1::WorkerGenerateEvent&& next) {
   for (auto& token : *next.mutable_tokens()) pending.add_tokens()->Swap(&token);
+  for (auto& score : *next.mutable_prompt_logprobs()) pending.add_prompt_logprobs()->Swap(&score);
   if (next.has_path()) pending.mutable_path()->Swap(next.mutable_path());
   if (!next.finish_reason().empty()) {
     pending.set_finish_reason(next.finish_reason());

@@ -51,8 +51,9 @@ class OpenAiClientTest(ServeCase):
             self.client().chat.completions.create(**chat("no-such-model", 4))
 
 
-@needs("grpc_tools")
-class GrpcClientTest(ServeCase):
+class GrpcStubs:
+    """Not a test by itself: `cls.pb`, `cls.rpc` and stub() from proto/, for a ServeCase."""
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -63,13 +64,14 @@ class GrpcClientTest(ServeCase):
         import grpc_tools
         from grpc_tools import protoc
 
-        include = os.path.join(os.path.dirname(grpc_tools.__file__), "_proto")
-        code = protoc.main(
-            ["protoc", f"-I{ROOT}/proto", f"-I{include}", f"--python_out={cls.serve.dir}"]
-            + [f"--grpc_python_out={cls.serve.dir}", "tidepool/v1/inference.proto"]
-        )
-        assert code == 0
-        sys.path.insert(0, cls.serve.dir)
+        if "tidepool.v1.inference_pb2" not in sys.modules:
+            include = os.path.join(os.path.dirname(grpc_tools.__file__), "_proto")
+            code = protoc.main(
+                ["protoc", f"-I{ROOT}/proto", f"-I{include}", f"--python_out={cls.serve.dir}"]
+                + [f"--grpc_python_out={cls.serve.dir}", "tidepool/v1/inference.proto"]
+            )
+            assert code == 0
+            sys.path.insert(0, cls.serve.dir)
         cls.pb = importlib.import_module("tidepool.v1.inference_pb2")
         cls.rpc = importlib.import_module("tidepool.v1.inference_pb2_grpc")
 
@@ -80,6 +82,9 @@ class GrpcClientTest(ServeCase):
         self.addCleanup(channel.close)
         return self.rpc.InferenceStub(channel)
 
+
+@needs("grpc_tools")
+class GrpcClientTest(GrpcStubs, ServeCase):
     def request(self, seed, **fields):
         body = completion(self.model, seed)
         sampling = self.pb.SamplingParams(temperature=0)

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -93,18 +94,18 @@ class KvRunner final : public ModelRunner {
         const int32_t p = s.context - s.q_len + i;
         reinterpret_cast<int32_t*>(s.blocks[p / kBlock])[p % kBlock] = batch.tokens[s.first_row + i];
       }
-      if (next_logits == batch.logit_rows.size() ||
-          batch.logit_rows[next_logits] != s.first_row + s.q_len - 1)
-        continue;
-      std::vector<int32_t> context;
-      for (int32_t p = 0; p < s.context; ++p) {
-        context.push_back(reinterpret_cast<const int32_t*>(s.blocks[p / kBlock])[p % kBlock]);
+      for (int32_t i = 0; i < s.q_len && next_logits < batch.logit_rows.size(); ++i) {
+        if (batch.logit_rows[next_logits] != s.first_row + i) continue;
+        std::vector<int32_t> context;
+        for (int32_t p = 0; p < s.context - s.q_len + i + 1; ++p) {
+          context.push_back(reinterpret_cast<const int32_t*>(s.blocks[p / kBlock])[p % kBlock]);
+        }
+        float* row = logits + next_logits++ * kVocab;
+        std::fill(row, row + kVocab, 0.0f);
+        row[Next(context)] = 10;
+        row[(Next(context) + 1) % 900] = 5;
+        if (context.back() == kNanToken) row[3] = std::nanf("");
       }
-      float* row = logits + next_logits++ * kVocab;
-      std::fill(row, row + kVocab, 0.0f);
-      row[Next(context)] = 10;
-      row[(Next(context) + 1) % 900] = 5;
-      if (context.back() == kNanToken) row[3] = std::nanf("");
     }
     return absl::OkStatus();
   }
@@ -492,7 +493,7 @@ TEST_F(EngineTest, BadRequestsAreRefusedByFieldValueAndLimit) {
   EXPECT_THAT(error([](SequenceSpec& s) { s.blocks[0] = BlockLease(); }), HasSubstr("empty"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.computed_tokens = 6; }), HasSubstr("computed_tokens is 6"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.published_blocks = 1; }), HasSubstr("in [4, 5]"));
-  EXPECT_THAT(error([](SequenceSpec& s) { s.first_token = OutputToken{.id = 3}; }),
+  EXPECT_THAT(error([](SequenceSpec& s) { s.first_token.emplace().id = 3; }),
               HasSubstr("as first_token is given"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.temperature = -1; }), HasSubstr("temperature is -1"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.temperature = std::nanf(""); }),
@@ -501,8 +502,8 @@ TEST_F(EngineTest, BadRequestsAreRefusedByFieldValueAndLimit) {
   EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.min_p = 2; }), HasSubstr("min_p is 2"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.sampling.top_k = -1; }), HasSubstr("top_k is -1"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.top_logprobs = 21; }), HasSubstr("top_logprobs is 21"));
-  EXPECT_THAT(error([](SequenceSpec& s) { s.stop_token_ids.resize(65); }),
-              HasSubstr("stop_token_ids holds 65"));
+  EXPECT_THAT(error([](SequenceSpec& s) { s.stop_token_ids.resize(257); }),
+              HasSubstr("stop_token_ids holds 257"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.request_id.clear(); }), HasSubstr("request_id"));
   EXPECT_THAT(error([](SequenceSpec& s) { s.sink = nullptr; }), HasSubstr("sink"));
   EXPECT_EQ(pool_->stats().leased, 0u);
@@ -682,6 +683,152 @@ TEST_F(EngineTest, RandomTrafficLosesNothing) {
     }
   }
   EXPECT_EQ(pool_->stats().leased, 0u);
+}
+
+TEST_F(EngineTest, PenaltiesCountPromptAndAnswer) {
+  Start();
+  const std::vector<int32_t> prompt = Prompt(5);
+  // The likeliest token has logit 10, the next 5, all others 0: a bias makes it repeat, a penalty stops it.
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "a", prompt, 6);
+  spec.sampling.logit_bias = {{950, 30.0f}};
+  spec.sampling.frequency_penalty = 8;  // 30, 22, 14, then 6 < 10
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  const std::vector<int32_t> ids = sink->ids();
+  ASSERT_EQ(ids.size(), 6u);
+  EXPECT_EQ(std::vector<int32_t>(ids.begin(), ids.begin() + 3), (std::vector<int32_t>{950, 950, 950}));
+  EXPECT_NE(ids[3], 950);
+
+  // Repetition counts the prompt, too: 30 / 4 is less than 10.
+  const auto first = [&](const std::string& id, float repetition) {
+    SequenceSpec again;
+    auto again_sink = MakeSpec(again, id, prompt, 1);
+    again.sampling.logit_bias = {{prompt[2], 30.0f}};
+    again.sampling.repetition_penalty = repetition;
+    EXPECT_TRUE(engine_->Submit(std::move(again)).ok());
+    EXPECT_TRUE(again_sink->WaitFinished());
+    return again_sink->ids();
+  };
+  EXPECT_THAT(first("b", 1), ElementsAre(prompt[2]));
+  EXPECT_THAT(first("c", 4), ElementsAre(Next(prompt)));
+}
+
+TEST_F(EngineTest, TheTokenDrawnElsewhereCountsForPenaltiesAndBadWords) {
+  Start();
+  const std::vector<int32_t> prompt = Prompt(5);
+  const auto run = [&](const std::string& id, bool handed_over) {
+    SequenceSpec spec;
+    auto sink = MakeSpec(spec, id, prompt, 4);
+    spec.sampling.logit_bias = {{950, 30.0f}};
+    spec.sampling.bad_words = {{950, 950}};
+    if (handed_over) {
+      // The prompt's KV, as another engine would have filled it in.
+      for (size_t i = 0; i < prompt.size(); ++i) {
+        reinterpret_cast<int32_t*>(spec.blocks[i / kBlock].data().data())[i % kBlock] = prompt[i];
+      }
+      spec.computed_tokens = static_cast<uint32_t>(prompt.size());
+      spec.first_token.emplace().id = 950;
+    }
+    EXPECT_TRUE(engine_->Submit(std::move(spec)).ok());
+    EXPECT_TRUE(sink->WaitFinished());
+    return sink->ids();
+  };
+  const std::vector<int32_t> here = run("a", false);
+  ASSERT_EQ(here.size(), 4u);
+  EXPECT_EQ(here[0], 950);
+  EXPECT_NE(here[1], 950) << "950 950 is banned";
+  EXPECT_EQ(here[2], 950);
+  EXPECT_EQ(run("b", true), here);
+}
+
+TEST_F(EngineTest, ScoresEveryTokenOfThePromptInAnyChunks) {
+  // Chunks of the step's budget, pieces of max_batch rows: neither shows.
+  Start({.max_batch = 3, .max_step_tokens = 7, .max_waiting = 8});
+  std::vector<int32_t> prompt = {5, 6};
+  prompt.push_back(Next(prompt));                              // the likeliest
+  prompt.push_back((Next(prompt) + 1) % 900);                  // the second
+  for (int32_t i = 0; i < 30; ++i) prompt.push_back(910 + i);  // far down
+  auto other = Submit("other", Prompt(20, 300), 40);
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "a", prompt, 3);
+  spec.prompt_logprobs = 2;
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  ASSERT_TRUE(other->WaitFinished());
+  EXPECT_EQ(other->ids(), Continue(Prompt(20, 300), 40)) << "whoever is in the batch beside it";
+  EXPECT_EQ(sink->ids(), Continue(prompt, 3));
+  ASSERT_EQ(sink->prompt_scores.size(), prompt.size() - 1);
+  const double lse = std::log(std::exp(10.0) + std::exp(5.0) + kVocab - 2);
+  for (size_t i = 1; i < prompt.size(); ++i) {
+    const PromptLogprob& score = sink->prompt_scores[i - 1];
+    const std::vector<int32_t> before(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(i));
+    ASSERT_EQ(score.top.size(), 2u);
+    EXPECT_EQ(score.top[0].id, Next(before)) << i;
+    EXPECT_NEAR(score.top[0].logprob, 10 - lse, 1e-4);
+    EXPECT_EQ(score.top[1].id, (Next(before) + 1) % 900);
+  }
+  EXPECT_EQ(sink->prompt_scores[1].rank, 1u);
+  EXPECT_EQ(sink->prompt_scores[2].rank, 2u);
+  EXPECT_GT(sink->prompt_scores[4].rank, 800u);
+  EXPECT_NEAR(sink->prompt_scores[4].logprob, 0 - lse, 1e-4);
+  EXPECT_LT(sink->order.rfind('p'), sink->order.find('t')) << "before the first token";
+}
+
+TEST_F(EngineTest, AScoredPromptThatFailsEndsAlone) {
+  Start();
+  auto good = Submit("good", Prompt(6), 5);
+  std::vector<int32_t> prompt = Prompt(6, 100);
+  prompt[3] = kFailToken;
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "bad", prompt, 3);
+  spec.prompt_logprobs = 0;
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->result.reason, FinishReason::kError);
+  ASSERT_TRUE(good->WaitFinished());
+  EXPECT_EQ(good->ids(), Continue(Prompt(6), 5));
+}
+
+TEST_F(EngineTest, SamplingOutOfRangeIsRefusedByName) {
+  Start();
+  const struct {
+    const char* name;
+    std::function<void(SequenceSpec&)> set;
+  } cases[] = {
+      {"typical_p", [](SequenceSpec& s) { s.sampling.typical_p = 0; }},
+      {"repetition_penalty", [](SequenceSpec& s) { s.sampling.repetition_penalty = 0; }},
+      {"presence_penalty", [](SequenceSpec& s) { s.sampling.presence_penalty = std::nanf(""); }},
+      {"frequency_penalty", [](SequenceSpec& s) { s.sampling.frequency_penalty = INFINITY; }},
+      {"logit_bias",
+       [](SequenceSpec& s) {
+         s.sampling.logit_bias = {{1000, 1}};
+       }},
+      {"logit_bias",
+       [](SequenceSpec& s) {
+         s.sampling.logit_bias = {{1, INFINITY}};
+       }},
+      {"allowed_token_ids", [](SequenceSpec& s) { s.sampling.allowed_token_ids = {-1}; }},
+      {"bad_words", [](SequenceSpec& s) { s.sampling.bad_words = {{}}; }},
+      {"bad_words",
+       [](SequenceSpec& s) {
+         s.sampling.bad_words = {{1, 1000}};
+       }},
+      {"prompt_logprobs", [](SequenceSpec& s) { s.prompt_logprobs = 21; }},
+      {"prompt_logprobs",
+       [](SequenceSpec& s) {
+         s.prompt_logprobs = 1;
+         s.prefill_only = true;
+       }},
+  };
+  for (const auto& c : cases) {
+    SequenceSpec spec;
+    MakeSpec(spec, "x", Prompt(4), 2);
+    c.set(spec);
+    const absl::Status status = engine_->Submit(std::move(spec));
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << c.name;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.name));
+  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <iterator>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -18,6 +19,11 @@ class RecordingSink final : public EngineSink {
     sealed.emplace_back(index, key);
     lease_bases.push_back(lease.data().data());
     order += 'b';
+  }
+  void OnPromptLogprobs(std::vector<PromptLogprob> scores) override {
+    std::lock_guard lock(mu_);
+    std::move(scores.begin(), scores.end(), std::back_inserter(prompt_scores));
+    order += 'p';
   }
   void OnToken(OutputToken token) override {
     {
@@ -59,9 +65,10 @@ class RecordingSink final : public EngineSink {
   std::vector<std::pair<uint32_t, BlockKey>> sealed;
   std::vector<const std::byte*> lease_bases;
   std::vector<OutputToken> tokens;
+  std::vector<PromptLogprob> prompt_scores;
   SequenceResult result;
   int finished = 0;
-  std::string order;  // b, t, f as they came
+  std::string order;  // b, p, t, f as they came
 
  private:
   std::mutex mu_;

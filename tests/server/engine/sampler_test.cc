@@ -17,7 +17,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 OutputToken Draw(std::vector<float> logits, const SamplingParams& p, uint32_t index = 0,
                  std::vector<int32_t> banned = {}, int32_t top = -1) {
   Sampler sampler;
-  auto t = sampler.Sample(std::span(logits), p, index, banned, top);
+  auto t = sampler.Sample(std::span(logits), p, {.index = index, .banned = banned, .top_logprobs = top});
   EXPECT_TRUE(t.ok()) << t.status();
   return *t;
 }
@@ -47,7 +47,7 @@ TEST(Sampler, DrawDependsOnSeedAndIndexOnly) {
   Sampler used;
   for (uint32_t i = 0; i < 50; ++i) {
     std::vector<float> row = logits;
-    const int32_t id = used.Sample(std::span(row), {.seed = 7}, i, {}, -1)->id;
+    const int32_t id = used.Sample(std::span(row), {.seed = 7}, {.index = i})->id;
     EXPECT_EQ(id, Draw(logits, {.seed = 7}, i).id);
   }
   int differ = 0;
@@ -134,13 +134,14 @@ TEST(Sampler, LogitsThatAreNoNumbersAreAnError) {
   for (const float bad : {std::nanf(""), kInf}) {
     for (const float temperature : {0.0f, 1.0f}) {
       std::vector<float> logits = {1, bad, 2};
-      const auto t = sampler.Sample(std::span(logits), {.temperature = temperature}, 0, {}, 0);
+      const auto t = sampler.Sample(std::span(logits), {.temperature = temperature}, {.top_logprobs = 0});
       EXPECT_EQ(t.status().code(), absl::StatusCode::kInternal);
     }
   }
   std::vector<float> logits = {1, 2};
   const int32_t all[] = {0, 1};
-  EXPECT_EQ(sampler.Sample(std::span(logits), {}, 0, all, 0).status().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(sampler.Sample(std::span(logits), {}, {.banned = all}).status().code(),
+            absl::StatusCode::kInternal);
 }
 
 }  // namespace

@@ -5,6 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
+#include <functional>
+#include <map>
 #include <set>
 #include <thread>
 
@@ -123,7 +126,7 @@ TEST_F(GatewayTest, AnswersAChat) {
   const auto request = a_.requests()[0];
   EXPECT_EQ(std::string(request.prompt().begin(), request.prompt().end()), prompt);
   EXPECT_EQ(request.sampling().seed(), 5u);
-  EXPECT_THAT(request.stop_token_ids(), ::testing::ElementsAre(257));
+  EXPECT_THAT(request.sampling().stop_token_ids(), ::testing::ElementsAre(257));
   EXPECT_EQ(request.attempt(), 1u);
   EXPECT_TRUE(scheduler_.finished.Wait());
 
@@ -446,6 +449,24 @@ TEST_F(GatewayTest, TokenizesDetokenizesAndRenders) {
   EXPECT_EQ(Json(Ask(Get("/v1/models/toy")))["id"], "toy");
 }
 
+// "</s>" in a chat is four characters; in a raw prompt, whose author is its template's, it is the token 257.
+TEST_F(GatewayTest, AUserCannotSpellAControlToken) {
+  a_.SetScript(FakeWorker::Says("ok"));
+  Start();
+  const std::string messages = R"("messages":[{"role":"user","content":"a</s>b"}])";
+  const auto tokens = Json(Ask(Post("/tokenize", "{" + messages + "}")))["tokens"];
+  EXPECT_EQ(tokens.size(), std::string("user:a</s>b|assistant:").size());
+  EXPECT_EQ(StatusOf(Ask(Post("/v1/chat/completions", "{" + messages + "}"))), 200);
+  const v1::WorkerGenerateRequest asked = a_.requests().at(0);
+  const auto& ids = asked.prompt();
+  EXPECT_EQ(OrderedJson(std::vector<int32_t>(ids.begin(), ids.end())), tokens);
+  EXPECT_EQ(Json(Ask(Post("/apply-template", "{" + messages + "}")))["prompt"], "user:a</s>b|assistant:");
+  EXPECT_EQ(Json(Ask(Post("/tokenize", R"({"prompt":"a</s>b"})")))["tokens"],
+            OrderedJson::array({97, 257, 98}));
+  EXPECT_EQ(StatusOf(Ask(Post("/v1/completions", R"({"prompt":"a</s>b"})"))), 200);
+  EXPECT_EQ(a_.requests().at(1).prompt_size(), 3);
+}
+
 TEST_F(GatewayTest, LogprobsComeInBothShapes) {
   a_.SetScript(FakeWorker::Says("ab", "length", -1));
   Start();
@@ -457,7 +478,360 @@ TEST_F(GatewayTest, LogprobsComeInBothShapes) {
       Ask(Post("/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"logprobs":true})")));
   EXPECT_EQ(chat["choices"][0]["logprobs"]["content"][1]["token"], "b");
   EXPECT_EQ(chat["choices"][0]["logprobs"]["content"][1]["bytes"], OrderedJson::array({98}));
-  EXPECT_EQ(a_.requests()[0].top_logprobs(), 0);
+  EXPECT_EQ(a_.requests()[0].sampling().top_logprobs(), 0);
+}
+
+// Says the request's seed, the prompt's length and what else there is, so that a test sees who was asked.
+FakeWorker::Script SaysItsSeed(float logprob_per_seed = 0) {
+  return [=](grpc::ServerContext&, const v1::WorkerGenerateRequest& request, FakeWorker::Writer& writer) {
+    v1::WorkerGenerateEvent event;
+    uint32_t index = 0;
+    for (char c : "seed " + std::to_string(request.sampling().seed())) {
+      auto& token = *event.add_tokens();
+      token.set_id(static_cast<unsigned char>(c));
+      token.set_index(index++);
+      token.set_logprob(logprob_per_seed * static_cast<float>(request.sampling().seed()));
+    }
+    event.set_finish_reason("stop");
+    event.set_stop_token(257);
+    event.mutable_path()->set_cached_tokens(4);
+    writer.Write(event);
+    return grpc::Status::OK;
+  };
+}
+
+TEST_F(GatewayTest, ChoicesDrawWithNeighbouringSeeds) {
+  a_.SetScript(SaysItsSeed());
+  Start();
+  const OrderedJson json = Json(Completion(R"("n":3,"seed":40,"return_token_ids":true)"));
+  ASSERT_EQ(json["choices"].size(), 3u) << DumpJson(json);
+  std::set<std::string> ids;
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(json["choices"][i]["index"], i);
+    EXPECT_EQ(json["choices"][i]["text"], "seed " + std::to_string(40 + i));
+    EXPECT_EQ(json["choices"][i]["finish_reason"], "stop");
+    EXPECT_EQ(json["choices"][i]["token_ids"].size(), 7u);
+    ids.insert(a_.requests()[i].request_id());
+  }
+  EXPECT_EQ(ids.size(), 3u) << "each is a request of its own to the cluster";
+  EXPECT_EQ(json["usage"]["prompt_tokens"], 5) << "the prompt counts once";
+  EXPECT_EQ(json["usage"]["completion_tokens"], 21);
+  EXPECT_EQ(json["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+  EXPECT_TRUE(scheduler_.finished.Wait(3));
+}
+
+TEST_F(GatewayTest, OtherChoicesWaitForTheFirstOnesPrefill) {
+  Signal go;
+  std::atomic<int> calls{0};
+  a_.SetScript([&](grpc::ServerContext& context, const v1::WorkerGenerateRequest& request,
+                   FakeWorker::Writer& writer) {
+    if (calls++ == 0) {
+      EXPECT_TRUE(go.Wait());
+    }
+    return SaysItsSeed()(context, request, writer);
+  });
+  Start();
+  std::thread client([&] { EXPECT_EQ(Json(Completion(R"("n":2,"seed":1)"))["choices"].size(), 2u); });
+  EXPECT_TRUE(a_.started.Wait(1));
+  EXPECT_EQ(calls, 1) << "the second choice waits for the blocks of the first";
+  go.Set();
+  client.join();
+  EXPECT_EQ(calls, 2);
+}
+
+TEST_F(GatewayTest, StreamedChoicesEachHaveTheirRoleTextAndEnd) {
+  a_.SetScript(SaysItsSeed());
+  Start();
+  const auto events =
+      Events(Ask(Post("/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"n":3,"seed":7,)"
+                                              R"("stream":true,"stream_options":{"include_usage":true}})")));
+  ASSERT_FALSE(events.empty());
+  EXPECT_EQ(events.back(), "[DONE]");
+  std::map<int, std::string> text, reason;
+  std::map<int, int> roles;
+  int usages = 0;
+  for (size_t i = 0; i + 1 < events.size(); ++i) {
+    const OrderedJson chunk = *ParseJson(events[i]);
+    if (chunk["choices"].empty()) {
+      ++usages;
+      EXPECT_EQ(chunk["usage"]["completion_tokens"], 18);
+      EXPECT_EQ(i + 2, events.size()) << "the usage comes last";
+      continue;
+    }
+    const OrderedJson& choice = chunk["choices"][0];
+    const int index = choice["index"];
+    EXPECT_FALSE(reason.contains(index)) << "nothing after the end of a choice";
+    if (choice["delta"].contains("role")) {
+      EXPECT_FALSE(text.contains(index)) << "the role comes first";
+      ++roles[index];
+    }
+    if (choice["delta"].contains("content")) text[index] += choice["delta"]["content"];
+    if (!choice["finish_reason"].is_null()) reason[index] = choice["finish_reason"];
+  }
+  EXPECT_EQ(usages, 1);
+  EXPECT_EQ(text, (std::map<int, std::string>{{0, "seed 7"}, {1, "seed 8"}, {2, "seed 9"}}));
+  EXPECT_EQ(roles, (std::map<int, int>{{0, 1}, {1, 1}, {2, 1}}));
+  EXPECT_EQ(reason, (std::map<int, std::string>{{0, "stop"}, {1, "stop"}, {2, "stop"}}));
+}
+
+TEST_F(GatewayTest, BestOfGivesTheLikeliestAndCountsAll) {
+  a_.SetScript(SaysItsSeed(-0.01f));  // the lower seed is the likelier
+  Start();
+  OrderedJson json = Json(Completion(R"("n":2,"best_of":4,"seed":10)"));
+  ASSERT_EQ(json["choices"].size(), 2u) << DumpJson(json);
+  EXPECT_EQ(json["choices"][0]["text"], "seed 10");
+  EXPECT_EQ(json["choices"][1]["text"], "seed 11");
+  EXPECT_EQ(json["choices"][0]["logprobs"], nullptr) << "chosen by them, not asked for them";
+  EXPECT_EQ(json["usage"]["completion_tokens"], 28);
+  a_.SetScript(SaysItsSeed(0.01f));
+  json = Json(Completion(R"("n":2,"best_of":4,"seed":10)"));
+  EXPECT_EQ(json["choices"][0]["text"], "seed 13");
+  EXPECT_EQ(json["choices"][0]["index"], 0);
+  EXPECT_EQ(json["choices"][1]["text"], "seed 12");
+}
+
+TEST_F(GatewayTest, AChoiceThatFailsEndsTheRequest) {
+  config_.gateway.max_retries = 0;
+  std::atomic<int> calls{0};
+  a_.SetScript([&](grpc::ServerContext& context, const v1::WorkerGenerateRequest& request,
+                   FakeWorker::Writer& writer) {
+    switch (calls++) {
+      case 0:
+        return a_.Hangs("first")(context, request, writer);
+      default:
+        return FakeWorker::Fails("", grpc::StatusCode::INTERNAL)(context, request, writer);
+    }
+  });
+  Start();
+  const std::string response = Completion(R"("n":2)");
+  EXPECT_EQ(StatusOf(response), 500) << response;
+  EXPECT_THAT(response, HasSubstr("choice 1: "));
+  EXPECT_TRUE(a_.cancelled.Wait()) << "the other choice is cancelled";
+  // The places of all choices become free again.
+  const absl::Time deadline = absl::Now() + kTestWait;
+  std::string metrics;
+  do {
+    metrics = BodyOf(Ask(Get("/metrics")));
+  } while (metrics.find("tidepool_requests_running{role=\"gateway\"} 0") == std::string::npos &&
+           absl::Now() < deadline);
+  EXPECT_THAT(metrics, HasSubstr("tidepool_requests_running{role=\"gateway\"} 0"));
+}
+
+TEST_F(GatewayTest, EveryChoiceCountsAsARequestInFlight) {
+  config_.gateway.max_inflight = 2;
+  a_.SetScript(SaysItsSeed());
+  Start();
+  EXPECT_EQ(StatusOf(Completion(R"("n":3)")), 429);
+  EXPECT_EQ(Json(Completion(R"("n":2)"))["choices"].size(), 2u) << "and none of the refused stays";
+}
+
+TEST_F(GatewayTest, AChoiceThatFailsBeforeItsFirstTokenIsTriedElsewhere) {
+  std::atomic<int> calls{0};
+  a_.SetScript([&](grpc::ServerContext& context, const v1::WorkerGenerateRequest& request,
+                   FakeWorker::Writer& writer) {
+    return calls++ == 1 ? FakeWorker::Fails("", grpc::StatusCode::UNAVAILABLE)(context, request, writer)
+                        : SaysItsSeed()(context, request, writer);
+  });
+  b_.SetScript(SaysItsSeed());
+  Start();
+  const OrderedJson json = Json(Completion(R"("n":2,"seed":1)"));
+  ASSERT_EQ(json["choices"].size(), 2u) << DumpJson(json);
+  EXPECT_EQ(json["choices"][1]["text"], "seed 2");
+  EXPECT_EQ(b_.requests().size(), 1u);
+}
+
+TEST_F(GatewayTest, SamplingReachesTheWorkerAsAsked) {
+  a_.SetScript(FakeWorker::Says("a"));
+  Start();
+  ASSERT_EQ(StatusOf(Completion(
+                R"("temperature":0.5,"top_k":3,"top_p":0.75,"min_p":0.25,"typical_p":0.5,"seed":9,)"
+                R"("repetition_penalty":1.5,"presence_penalty":1,"frequency_penalty":-1,)"
+                R"("logit_bias":{"65":-100},"allowed_token_ids":[1,2],"bad_words":["ab","x"],"min_tokens":2,)"
+                R"("stop_token_ids":[66],"prompt_logprobs":3)")),
+            500)
+      << "the fake sends no logprobs of the prompt, which is an error";
+  const v1::WorkerGenerateRequest request = a_.requests().at(0);
+  const v1::Sampling& s = request.sampling();
+  EXPECT_EQ(s.temperature(), 0.5f);
+  EXPECT_EQ(s.top_k(), 3);
+  EXPECT_EQ(s.top_p(), 0.75f);
+  EXPECT_EQ(s.min_p(), 0.25f);
+  EXPECT_EQ(s.typical_p(), 0.5f);
+  EXPECT_EQ(s.seed(), 9u);
+  EXPECT_EQ(s.repetition_penalty(), 1.5f);
+  EXPECT_EQ(s.presence_penalty(), 1.0f);
+  EXPECT_EQ(s.frequency_penalty(), -1.0f);
+  ASSERT_EQ(s.logit_bias_size(), 1);
+  EXPECT_EQ(s.logit_bias(0).id(), 65);
+  EXPECT_EQ(s.logit_bias(0).bias(), -100.0f);
+  EXPECT_THAT(s.allowed_token_ids(), ::testing::ElementsAre(1, 2));
+  // With a space in front each has one token more here: as in vLLM that is no other spelling of the word.
+  ASSERT_EQ(s.bad_words_size(), 2);
+  EXPECT_THAT(s.bad_words(0).ids(), ::testing::ElementsAre('a', 'b'));
+  EXPECT_THAT(s.bad_words(1).ids(), ::testing::ElementsAre('x'));
+  EXPECT_EQ(s.min_tokens(), 2u);
+  EXPECT_THAT(s.stop_token_ids(), ::testing::ElementsAre(257, 66));
+  EXPECT_FALSE(s.has_top_logprobs());
+  EXPECT_EQ(request.prompt_logprobs(), 3u);
+}
+
+TEST_F(GatewayTest, IdsOutsideTheVocabularyAreRefusedByField) {
+  Start();
+  for (const char* field :
+       {R"("logit_bias":{"258":1})", R"("allowed_token_ids":[5,258])", R"("stop_token_ids":[258])"}) {
+    const std::string response = Completion(field);
+    EXPECT_EQ(StatusOf(response), 400) << response;
+    const std::string name(field + 1, std::string(field).find('"', 1) - 1);
+    EXPECT_EQ(Json(response)["error"]["param"], name);
+  }
+}
+
+TEST_F(GatewayTest, TheModelsOwnDefaultsHoldForWhatIsLeftOut) {
+  std::ofstream(dir_ / "generation_config.json")
+      << R"({"temperature":0.25,"top_k":11,"top_p":0.5,"min_p":0.125,"repetition_penalty":1.25,)"
+         R"("max_new_tokens":33,"eos_token_id":257,"do_sample":true})";
+  a_.SetScript(FakeWorker::Says("a"));
+  Start();
+  const auto chat = [&](const std::string& more) {
+    EXPECT_EQ(StatusOf(Ask(Post("/v1/chat/completions",
+                                R"({"messages":[{"role":"user","content":"x"}])" + more + "}"))),
+              200);
+    return a_.requests().back();
+  };
+  v1::WorkerGenerateRequest request = chat("");
+  EXPECT_EQ(request.sampling().temperature(), 0.25f);
+  EXPECT_EQ(request.sampling().top_k(), 11);
+  EXPECT_EQ(request.sampling().top_p(), 0.5f);
+  EXPECT_EQ(request.sampling().min_p(), 0.125f);
+  EXPECT_EQ(request.sampling().repetition_penalty(), 1.25f);
+  EXPECT_EQ(request.max_tokens(), 33u);
+  request = chat(R"(,"temperature":1,"top_k":-1,"top_p":1,"min_p":0,"repetition_penalty":1,"max_tokens":50)");
+  EXPECT_EQ(request.sampling().temperature(), 1.0f) << "what is asked for holds, also where it is neutral";
+  EXPECT_EQ(request.sampling().top_k(), 0);
+  EXPECT_EQ(request.sampling().top_p(), 1.0f);
+  EXPECT_EQ(request.sampling().min_p(), 0.0f);
+  EXPECT_EQ(request.sampling().repetition_penalty(), 1.0f);
+  EXPECT_EQ(request.max_tokens(), 50u);
+}
+
+TEST_F(GatewayTest, TheModelsDefaultsCanBeTurnedOff) {
+  std::ofstream(dir_ / "generation_config.json") << R"({"temperature":0.25})";
+  config_.model.generation_config = "off";
+  a_.SetScript(FakeWorker::Says("a"));
+  Start();
+  Completion(R"("max_tokens":2)");
+  EXPECT_EQ(a_.requests().at(0).sampling().temperature(), 1.0f);
+}
+
+TEST_F(GatewayTest, ABrokenGenerationConfigIsNamed) {
+  for (const char* bad : {R"({"temperature":"warm"})", R"({"top_p":0})", "{", "[]"}) {
+    std::ofstream(dir_ / "generation_config.json") << bad;
+    const auto server = GatewayServer::Start(config_, metrics_, options_);
+    ASSERT_FALSE(server.ok()) << bad;
+    EXPECT_EQ(server.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(server.status().message()), HasSubstr("generation_config.json: "));
+  }
+}
+
+// Gives, where asked, every token of the prompt but the first the logprob -id / 100, and "!" as the
+// likeliest.
+FakeWorker::Script Scores(std::string answer, size_t per_event = 2) {
+  return [=](grpc::ServerContext&, const v1::WorkerGenerateRequest& request, FakeWorker::Writer& writer) {
+    v1::WorkerGenerateEvent event;
+    for (int i = 1; request.has_prompt_logprobs() && i < request.prompt_size(); ++i) {
+      auto& score = *event.add_prompt_logprobs();
+      score.set_logprob(static_cast<float>(-request.prompt(i)) / 100);
+      score.set_rank(static_cast<uint32_t>(i + 1));
+      for (uint32_t t = 0; t < request.prompt_logprobs(); ++t) {
+        auto& top = *score.add_top();
+        top.set_id('!' + static_cast<int32_t>(t));
+        top.set_logprob(-0.25f);
+      }
+      if (static_cast<size_t>(event.prompt_logprobs_size()) == per_event) {
+        writer.Write(event);
+        event.Clear();
+      }
+    }
+    if (event.prompt_logprobs_size() > 0) writer.Write(event);
+    uint32_t index = 0;
+    FakeWorker::SendText(writer, answer, index);
+    FakeWorker::SendFinish(writer, "length", -1);
+    return grpc::Status::OK;
+  };
+}
+
+TEST_F(GatewayTest, EchoWithLogprobsBeginsWithThePrompts) {
+  a_.SetScript(Scores("xy"));
+  Start();
+  const OrderedJson choice = Json(Completion(R"("echo":true,"logprobs":1)"))["choices"][0];
+  EXPECT_EQ(choice["text"], "helloxy");
+  const OrderedJson& logprobs = choice["logprobs"];
+  EXPECT_EQ(logprobs["tokens"], OrderedJson::array({"h", "e", "l", "l", "o", "x", "y"}));
+  EXPECT_EQ(logprobs["text_offset"], OrderedJson::array({0, 1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(logprobs["token_logprobs"][0], nullptr);
+  EXPECT_NEAR(logprobs["token_logprobs"][1].get<double>(), -1.01, 1e-6);
+  EXPECT_NEAR(logprobs["token_logprobs"][6].get<double>(), -0.5, 1e-6);
+  EXPECT_EQ(logprobs["top_logprobs"][0], nullptr);
+  EXPECT_EQ(logprobs["top_logprobs"][1].size(), 2u) << "the likeliest, and the token itself";
+  EXPECT_NEAR(logprobs["top_logprobs"][1]["!"].get<double>(), -0.25, 1e-6);
+  EXPECT_FALSE(choice.contains("prompt_logprobs"));
+
+  // The same, streamed: the first event has the prompt.
+  const auto events = Events(Completion(R"("echo":true,"logprobs":1,"stream":true)"));
+  const OrderedJson first = *ParseJson(events.at(0));
+  EXPECT_EQ(first["choices"][0]["text"], "hello");
+  EXPECT_EQ(first["choices"][0]["logprobs"]["tokens"].size(), 5u);
+  OrderedJson tokens = OrderedJson::array(), offsets = OrderedJson::array();
+  for (size_t i = 0; i + 1 < events.size(); ++i) {
+    const OrderedJson chunk = *ParseJson(events[i]);
+    const OrderedJson& part = chunk["choices"][0]["logprobs"];
+    if (part.is_null()) continue;
+    for (const auto& t : part["tokens"]) tokens.push_back(t);
+    for (const auto& o : part["text_offset"]) offsets.push_back(o);
+  }
+  EXPECT_EQ(tokens, logprobs["tokens"]);
+  EXPECT_EQ(offsets, logprobs["text_offset"]);
+}
+
+TEST_F(GatewayTest, NothingButTheEchoedPromptWithMaxTokensZero) {
+  a_.SetScript(Scores("x"));
+  Start();
+  const OrderedJson json = Json(Completion(R"("echo":true,"logprobs":0,"max_tokens":0)"));
+  EXPECT_EQ(json["choices"][0]["text"], "hello");
+  EXPECT_EQ(json["choices"][0]["logprobs"]["tokens"].size(), 5u);
+  EXPECT_EQ(json["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(json["usage"]["completion_tokens"], 0);
+}
+
+TEST_F(GatewayTest, PromptLogprobsComeInVllmsShape) {
+  a_.SetScript(Scores("x"));
+  Start();
+  const OrderedJson json = Json(Completion(R"("prompt_logprobs":1,"n":2)"));
+  for (const OrderedJson& choice : json["choices"]) {
+    const OrderedJson& list = choice["prompt_logprobs"];
+    ASSERT_EQ(list.size(), 5u) << DumpJson(json);
+    EXPECT_EQ(list[0], nullptr);
+    EXPECT_EQ(list[1][std::to_string('e')]["rank"], 2);
+    EXPECT_EQ(list[1][std::to_string('e')]["decoded_token"], "e");
+    EXPECT_NEAR(list[1][std::to_string('e')]["logprob"].get<double>(), -1.01, 1e-6);
+    EXPECT_EQ(list[1][std::to_string('!')]["rank"], 1);
+  }
+  EXPECT_EQ(a_.requests().at(0).prompt_logprobs(), 1u);
+  EXPECT_FALSE(a_.requests().at(1).has_prompt_logprobs()) << "the prompt is scored once";
+  const OrderedJson chat = Json(Ask(
+      Post("/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"prompt_logprobs":0})")));
+  EXPECT_EQ(chat["prompt_logprobs"].size(), std::string("user:x|assistant:").size());
+}
+
+TEST_F(GatewayTest, PromptLogprobsThatDoNotFitThePromptAreAnError) {
+  a_.SetScript([](grpc::ServerContext&, const v1::WorkerGenerateRequest&, FakeWorker::Writer& writer) {
+    v1::WorkerGenerateEvent event;
+    for (int i = 0; i < 50; ++i) event.add_prompt_logprobs();
+    writer.Write(event);
+    return grpc::Status::OK;
+  });
+  Start();
+  EXPECT_EQ(StatusOf(Completion(R"("prompt_logprobs":0)")), 500);
 }
 
 TEST_F(GatewayTest, EverySeriesExistsBeforeTheFirstRequest) {
@@ -510,6 +884,24 @@ TEST_F(GrpcFrontTest, StreamsTheSameAnswer) {
   EXPECT_EQ(last.usage().completion_tokens(), 12u);
 }
 
+TEST_F(GrpcFrontTest, AUserCannotSpellAControlToken) {
+  a_.SetScript(FakeWorker::Says("ok"));
+  Connect();
+  v1::GenerateRequest request;
+  auto& message = *request.mutable_chat()->add_messages();
+  message.set_role("user");
+  message.set_content("a</s>b");
+  auto reader = stub_->Generate(&context_, request);
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  const std::string prompt = "user:a</s>b|assistant:";
+  const v1::WorkerGenerateRequest asked = a_.requests().at(0);
+  const auto& ids = asked.prompt();
+  EXPECT_EQ(std::vector<int32_t>(ids.begin(), ids.end()), std::vector<int32_t>(prompt.begin(), prompt.end()));
+}
+
 TEST_F(GrpcFrontTest, NamesTheFieldThatIsWrong) {
   Connect();
   v1::GenerateRequest request;
@@ -521,6 +913,87 @@ TEST_F(GrpcFrontTest, NamesTheFieldThatIsWrong) {
   const auto status = reader->Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(), HasSubstr("sampling.temperature"));
+}
+
+TEST_F(GrpcFrontTest, GivesChoicesAndLogprobs) {
+  a_.SetScript(Scores("xy"));
+  Connect();
+  v1::GenerateRequest request;
+  request.set_text("hello");
+  request.set_n(2);
+  request.set_logprobs(0);
+  request.set_prompt_logprobs(2);
+  request.mutable_sampling()->set_seed(3);
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, request);
+  v1::GenerateResponse message;
+  std::map<uint32_t, std::string> text, reason;
+  int prompt_logprobs = 0, logprobs = 0, usages = 0;
+  while (reader->Read(&message)) {
+    EXPECT_EQ(usages, 0) << "the usage comes last";
+    text[message.index()] += message.text();
+    if (!message.finish_reason().empty()) reason[message.index()] = message.finish_reason();
+    for (const auto& score : message.prompt_logprobs()) {
+      EXPECT_EQ(score.top_size(), 2);
+      ++prompt_logprobs;
+    }
+    EXPECT_EQ(message.logprobs_size(), message.token_ids_size());
+    logprobs += message.logprobs_size();
+    if (message.has_usage()) ++usages;
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(text, (std::map<uint32_t, std::string>{{0, "xy"}, {1, "xy"}}));
+  EXPECT_EQ(reason, (std::map<uint32_t, std::string>{{0, "length"}, {1, "length"}}));
+  EXPECT_EQ(prompt_logprobs, 4);
+  EXPECT_EQ(logprobs, 4);
+  EXPECT_EQ(usages, 1);
+  EXPECT_EQ(message.usage().completion_tokens(), 4u);
+  EXPECT_EQ(a_.requests().at(0).sampling().seed(), 3u);
+  EXPECT_EQ(a_.requests().at(1).sampling().seed(), 4u);
+}
+
+TEST_F(GrpcFrontTest, EveryParameterHasItsRange) {
+  Connect();
+  const struct {
+    const char* field;
+    std::function<void(v1::GenerateRequest&)> set;
+  } cases[] = {
+      {"sampling.temperature", [](auto& r) { r.mutable_sampling()->set_temperature(std::nanf("")); }},
+      {"sampling.top_k", [](auto& r) { r.mutable_sampling()->set_top_k(-2); }},
+      {"sampling.top_p", [](auto& r) { r.mutable_sampling()->set_top_p(0); }},
+      {"sampling.min_p", [](auto& r) { r.mutable_sampling()->set_min_p(2); }},
+      {"sampling.typical_p", [](auto& r) { r.mutable_sampling()->set_typical_p(0); }},
+      {"sampling.repetition_penalty", [](auto& r) { r.mutable_sampling()->set_repetition_penalty(0); }},
+      {"sampling.presence_penalty", [](auto& r) { r.mutable_sampling()->set_presence_penalty(3); }},
+      {"sampling.frequency_penalty", [](auto& r) { r.mutable_sampling()->set_frequency_penalty(-3); }},
+      {"sampling.logit_bias", [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[5] = 101; }},
+      {"sampling.logit_bias", [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[-5] = 1; }},
+      {"logit_bias", [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[258] = 1; }},
+      {"sampling.allowed_token_ids", [](auto& r) { r.mutable_sampling()->add_allowed_token_ids(-1); }},
+      {"sampling.bad_words", [](auto& r) { r.mutable_sampling()->add_bad_words(""); }},
+      {"min_tokens",
+       [](auto& r) {
+         r.set_max_tokens(2);
+         r.set_min_tokens(3);
+       }},
+      {"n", [](auto& r) { r.set_n(17); }},
+      {"logprobs", [](auto& r) { r.set_logprobs(21); }},
+      {"prompt_logprobs", [](auto& r) { r.set_prompt_logprobs(21); }},
+      {"stop_token_ids", [](auto& r) { r.add_stop_token_ids(-1); }},
+  };
+  for (const auto& c : cases) {
+    v1::GenerateRequest request;
+    request.set_text("hello");
+    c.set(request);
+    grpc::ClientContext context;
+    auto reader = stub_->Generate(&context, request);
+    v1::GenerateResponse message;
+    while (reader->Read(&message)) {
+    }
+    const grpc::Status status = reader->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << c.field;
+    EXPECT_THAT(status.error_message(), HasSubstr(std::string(c.field) + ": "));
+  }
 }
 
 TEST_F(GrpcFrontTest, CancellingFreesTheRequestEverywhere) {

@@ -63,9 +63,36 @@ INSTANTIATE_TEST_SUITE_P(
         BadField{R"("ignore_eos":1)", "ignore_eos"}, BadField{R"("return_trace":"x")", "return_trace"},
         BadField{R"("priority":5000)", "priority"}, BadField{R"("cache_salt":"")", "cache_salt"},
         BadField{R"("cache_salt":5)", "cache_salt"}, BadField{R"("user":{})", "user"},
-        BadField{R"("metadata":[])", "metadata"}, BadField{R"("n":2)", "n"},
-        BadField{R"("best_of":3)", "best_of"}, BadField{R"("logit_bias":{"5":1})", "logit_bias"},
-        BadField{R"("presence_penalty":0.5)", "presence_penalty"},
+        BadField{R"("metadata":[])", "metadata"}, BadField{R"("n":0)", "n"}, BadField{R"("n":17)", "n"},
+        BadField{R"("n":1.5)", "n"}, BadField{R"("n":1e30)", "n"}, BadField{R"("n":true)", "n"},
+        BadField{R"("best_of":0)", "best_of"}, BadField{R"("best_of":17)", "best_of"},
+        BadField{R"("n":3,"best_of":2)", "best_of"},
+        BadField{R"("n":1,"best_of":2,"stream":true)", "best_of"},
+        BadField{R"("logit_bias":[])", "logit_bias"}, BadField{R"("logit_bias":{"5":101})", "logit_bias"},
+        BadField{R"("logit_bias":{"5":-100.5})", "logit_bias"},
+        BadField{R"("logit_bias":{"5":"1"})", "logit_bias"},
+        BadField{R"("logit_bias":{"-5":1})", "logit_bias"},
+        BadField{R"("logit_bias":{"five":1})", "logit_bias"},
+        BadField{R"("logit_bias":{"":1})", "logit_bias"}, BadField{R"("logit_bias":{" 5":1})", "logit_bias"},
+        BadField{R"("logit_bias":{"05":1})", "logit_bias"},
+        BadField{R"("logit_bias":{"99999999999":1})", "logit_bias"},
+        BadField{R"("presence_penalty":2.5)", "presence_penalty"},
+        BadField{R"("presence_penalty":"1")", "presence_penalty"},
+        BadField{R"("frequency_penalty":-2.01)", "frequency_penalty"},
+        BadField{R"("repetition_penalty":0)", "repetition_penalty"},
+        BadField{R"("repetition_penalty":-1)", "repetition_penalty"},
+        BadField{R"("repetition_penalty":1e-300)", "repetition_penalty"},
+        BadField{R"("repetition_penalty":101)", "repetition_penalty"},
+        BadField{R"("typical_p":0)", "typical_p"}, BadField{R"("typical_p":1.01)", "typical_p"},
+        BadField{R"("bad_words":"x")", "bad_words"}, BadField{R"("bad_words":[""])", "bad_words"},
+        BadField{R"("bad_words":[5])", "bad_words"},
+        BadField{R"("allowed_token_ids":[])", "allowed_token_ids"},
+        BadField{R"("allowed_token_ids":[-1])", "allowed_token_ids"},
+        BadField{R"("allowed_token_ids":7)", "allowed_token_ids"},
+        BadField{R"("prompt_logprobs":21)", "prompt_logprobs"},
+        BadField{R"("prompt_logprobs":-1)", "prompt_logprobs"},
+        BadField{R"("prompt_logprobs":1,"stream":true)", "prompt_logprobs"},
+        BadField{R"("use_beam_search":true)", "use_beam_search"},
         BadField{R"("tools":[{"type":"function"}])", "tools"},
         BadField{R"("tool_choice":"auto")", "tool_choice"},
         BadField{R"("response_format":{"type":"json_object"})", "response_format"},
@@ -102,7 +129,7 @@ TEST(OpenAiRequestTest, ReadsEveryField) {
   EXPECT_EQ(r.min_tokens, 2u);
   EXPECT_EQ(r.temperature, 0.5f);
   EXPECT_EQ(r.top_p, 0.25f);
-  EXPECT_EQ(r.top_k, 0);
+  EXPECT_EQ(r.top_k, 0) << "-1 asks for all, whatever the model's default";
   EXPECT_EQ(r.min_p, 0.125f);
   EXPECT_EQ(r.seed, ~uint64_t{0});
   EXPECT_EQ(r.stop, std::vector<std::string>{"x"});
@@ -114,6 +141,45 @@ TEST(OpenAiRequestTest, ReadsEveryField) {
   EXPECT_EQ(r.priority, -2);
   EXPECT_EQ(r.add_special_tokens, true);
   EXPECT_EQ(std::get<ChatInput>(r.input).template_kwargs["enable_thinking"], false);
+}
+
+TEST(OpenAiRequestTest, ReadsWhatDecidesTheDraw) {
+  const InferenceRequest r = Good(ParseCompletion(
+      Text(R"("n":2,"best_of":5,"typical_p":0.5,"repetition_penalty":1.5,"presence_penalty":-2,)"
+           R"("frequency_penalty":2,"logit_bias":{"7":-100,"0":0.5},"bad_words":["no"," way"],)"
+           R"("allowed_token_ids":[3,1],"prompt_logprobs":4,"logprobs":2,"echo":true)")));
+  EXPECT_EQ(r.n, 2u);
+  EXPECT_EQ(r.best_of, 5u);
+  EXPECT_EQ(r.typical_p, 0.5f);
+  EXPECT_EQ(r.repetition_penalty, 1.5f);
+  EXPECT_EQ(r.presence_penalty, -2.0f);
+  EXPECT_EQ(r.frequency_penalty, 2.0f);
+  EXPECT_EQ(r.logit_bias, (std::vector<std::pair<int32_t, float>>{{7, -100.0f}, {0, 0.5f}}));
+  EXPECT_EQ(r.bad_words, (std::vector<std::string>{"no", " way"}));
+  EXPECT_EQ(r.allowed_token_ids, (std::vector<int32_t>{3, 1}));
+  EXPECT_EQ(r.prompt_logprobs, 4);
+  EXPECT_EQ(r.scored(), 4);
+  EXPECT_EQ(Good(ParseCompletion(Text(R"("logprobs":2,"echo":true)"))).scored(), 2);
+  EXPECT_EQ(Good(ParseCompletion(Text(R"("logprobs":2)"))).scored(), -1);
+}
+
+TEST(OpenAiRequestTest, WhatIsLeftOutIsKnownToBe) {
+  const InferenceRequest r = Good(ParseChatCompletion(Chat(R"("temperature":null)")));
+  EXPECT_FALSE(r.temperature || r.top_p || r.top_k || r.min_p || r.repetition_penalty || r.max_tokens);
+  EXPECT_EQ(r.n, 1u);
+  EXPECT_EQ(r.best_of, 1u);
+}
+
+TEST(OpenAiRequestTest, NoTokensButTheEchoedPrompt) {
+  const InferenceRequest r = Good(ParseCompletion(Text(R"("max_tokens":0,"echo":true,"logprobs":1)")));
+  EXPECT_TRUE(r.prompt_only);
+  EXPECT_EQ(r.max_tokens, 1u);
+  EXPECT_EQ(std::get<ApiError>(ParseCompletion(Text(R"("max_tokens":0)"))).param, "max_tokens");
+}
+
+TEST(OpenAiRequestTest, BestOfIsForCompletions) {
+  EXPECT_EQ(std::get<ApiError>(ParseChatCompletion(Chat(R"("best_of":2)"))).param, "best_of");
+  EXPECT_EQ(Good(ParseChatCompletion(Chat(R"("n":2,"best_of":2)"))).n, 2u);
 }
 
 TEST(OpenAiRequestTest, PromptsComeInThreeShapes) {

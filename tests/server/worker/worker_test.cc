@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <thread>
 
@@ -71,6 +72,8 @@ class ListeningScheduler final : public v1::Scheduler::Service {
 
 struct Answer {
   std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+  std::vector<v1::PromptLogprob> prompt_logprobs;
   std::string finish_reason;
   v1::RequestPath path;
   grpc::Status status;
@@ -132,7 +135,6 @@ class WorkerTest : public ::testing::Test {
     request.set_max_tokens(max_tokens);
     request.mutable_sampling()->set_temperature(0);
     request.mutable_sampling()->set_top_p(1);
-    request.set_top_logprobs(-1);
     return request;
   }
 
@@ -153,9 +155,14 @@ class WorkerTest : public ::testing::Test {
     Answer answer;
     v1::WorkerGenerateEvent event;
     while (reader->Read(&event)) {
+      for (const auto& score : event.prompt_logprobs()) {
+        EXPECT_TRUE(answer.tokens.empty()) << "the prompt's logprobs come first";
+        answer.prompt_logprobs.push_back(score);
+      }
       for (const auto& token : event.tokens()) {
         EXPECT_EQ(token.index(), answer.tokens.size()) << "indices are contiguous";
         answer.tokens.push_back(token.id());
+        answer.logprobs.push_back(token.logprob());
       }
       if (!event.finish_reason().empty()) answer.finish_reason = event.finish_reason();
       if (event.has_path()) answer.path = event.path();
@@ -226,6 +233,94 @@ TEST_F(WorkerTest, SampledAnswerDoesNotDependOnWhoPrefills) {
   const Answer aggregated = Ask("alone", request);
   *request.mutable_prefill() = scheduler_.AddressOf("p");
   EXPECT_EQ(Ask("d", request).tokens, aggregated.tokens);
+}
+
+// Whatever changes the draw changes the first token on the prefill worker as it would on the decode worker,
+// and the later ones on the decode worker as if it had drawn the first.
+TEST_F(WorkerTest, EveryParameterDrawsAlikeWhoeverPrefills) {
+  StartWorker("both", "alone");
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  const std::vector<int32_t> prompt = Prompt(50, 1);
+  const auto plain = Ask("alone", MakeRequest(prompt, 30)).tokens;
+  const std::vector<std::function<void(v1::Sampling&)>> cases = {
+      [&](v1::Sampling& s) { s.set_repetition_penalty(1.8f); },
+      [&](v1::Sampling& s) { s.set_presence_penalty(2); },
+      [&](v1::Sampling& s) { s.set_frequency_penalty(2); },
+      [&](v1::Sampling& s) {
+        auto& bias = *s.add_logit_bias();
+        bias.set_id(plain[0]);
+        bias.set_bias(-100);
+      },
+      [&](v1::Sampling& s) { s.add_bad_words()->add_ids(plain[0]); },
+      [&](v1::Sampling& s) {
+        // Completed by the second token: the decode worker has to know the first.
+        auto& word = *s.add_bad_words();
+        word.add_ids(plain[0]);
+        word.add_ids(plain[1]);
+      },
+      [&](v1::Sampling& s) {
+        for (int32_t id = 0; id < 9; ++id) s.add_allowed_token_ids(id);
+      },
+      [&](v1::Sampling& s) {
+        s.add_stop_token_ids(plain[0]);
+        s.set_min_tokens(10);
+      },
+      [&](v1::Sampling& s) {
+        s.set_temperature(1.1f);
+        s.set_typical_p(0.7f);
+        s.set_min_p(0.01f);
+        s.set_repetition_penalty(1.2f);
+        s.set_seed(5);
+        s.set_top_logprobs(4);
+      },
+  };
+  for (size_t i = 0; i < cases.size(); ++i) {
+    auto request = MakeRequest(prompt, 30);
+    request.set_salt("case " + std::to_string(i));  // so that the prompt is prefilled again
+    cases[i](*request.mutable_sampling());
+    const Answer aggregated = Ask("alone", request);
+    ASSERT_TRUE(aggregated.status.ok()) << aggregated.status.error_message();
+    EXPECT_NE(aggregated.tokens, plain) << "case " << i << " changes something";
+    *request.mutable_prefill() = scheduler_.AddressOf("p");
+    const Answer split = Ask("d", request);
+    EXPECT_EQ(split.path.prefill_worker(), "p");
+    EXPECT_EQ(split.tokens, aggregated.tokens) << "case " << i;
+    EXPECT_EQ(split.logprobs, aggregated.logprobs) << "case " << i;
+  }
+}
+
+TEST_F(WorkerTest, PromptLogprobsAreComputedOnTheDecodeWorkerWhoeverShouldPrefill) {
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  const std::vector<int32_t> prompt = Prompt(70, 3);
+  auto request = MakeRequest(prompt, 5);
+  *request.mutable_prefill() = scheduler_.AddressOf("p");
+  const Answer plain = Ask("d", request);
+  ASSERT_TRUE(plain.status.ok()) << plain.status.error_message();
+  request.set_request_id("scored");
+  request.set_prompt_logprobs(3);
+  const Answer scored = Ask("d", request);
+  ASSERT_TRUE(scored.status.ok()) << scored.status.error_message();
+  EXPECT_EQ(scored.tokens, plain.tokens);
+  EXPECT_EQ(scored.path.prefill_worker(), "d");
+  EXPECT_EQ(scored.path.cached_tokens(), 0u) << "logits of blocks from the pool are nowhere";
+  ASSERT_EQ(scored.prompt_logprobs.size(), prompt.size() - 1);
+
+  // Each is what the answer's own logprobs say when the prompt ends right before it.
+  for (const size_t at : {size_t{1}, size_t{16}, size_t{33}, prompt.size() - 1}) {
+    auto shorter = MakeRequest({prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(at)}, 1);
+    shorter.mutable_sampling()->set_top_logprobs(0);
+    shorter.mutable_sampling()->add_allowed_token_ids(prompt[at]);  // forces the draw, not its logprob
+    const Answer next = Ask("d", shorter);
+    ASSERT_EQ(next.tokens, std::vector<int32_t>{prompt[at]});
+    EXPECT_EQ(scored.prompt_logprobs[at - 1].logprob(), next.logprobs[0]) << at;
+    EXPECT_EQ(scored.prompt_logprobs[at - 1].top_size(), 3);
+  }
+  request.set_request_id("too many");
+  request.set_prompt_logprobs(21);
+  EXPECT_EQ(Ask("d", request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  for (const char* id : {"p", "d"}) ExpectIdle(id);
 }
 
 TEST_F(WorkerTest, SecondTurnReusesPromptAndAnswer) {
@@ -358,7 +453,7 @@ TEST_F(WorkerTest, BadRequestsNameTheFieldAndHarmNobody) {
   expect(MakeRequest({1}, 1u << 20), "context of");
   auto nan = MakeRequest({1}, 4);
   nan.mutable_sampling()->set_temperature(std::nanf(""));
-  expect(nan, "sampling.temperature");
+  expect(nan, "temperature is nan");
   EXPECT_TRUE(Ask("w", MakeRequest({1, 2, 3}, 4)).status.ok());
   ExpectIdle("w");
 }
