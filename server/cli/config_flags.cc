@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/log.h"
 #include "config/fields.h"
 
 namespace tidepool {
@@ -74,16 +75,28 @@ std::string FieldReference() {
   return out;
 }
 
+int ExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return 0;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kDataLoss:  // a file that is cut or damaged
+      return 2;
+    default:
+      return 1;
+  }
+}
+
 int ReportError(const absl::Status& status) {
   if (status.ok()) return 0;
   for (const std::string& line :
        std::vector<std::string>(absl::StrSplit(std::string(status.message()), '\n'))) {
-    std::fprintf(stderr, "tidepool: %s\n", line.c_str());
+    std::fprintf(stderr, "tidepool: %s\n", Printable(line).c_str());
   }
-  const bool callers_fault = status.code() == absl::StatusCode::kInvalidArgument ||
-                             status.code() == absl::StatusCode::kNotFound ||
-                             status.code() == absl::StatusCode::kUnimplemented;
-  return callers_fault ? 2 : 1;
+  return ExitCode(status);
 }
 
 std::string DemoModelPath() {

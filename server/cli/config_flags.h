@@ -27,6 +27,8 @@ class ConfigFlags {
 // Every field with flag, variable, default and help.
 std::string FieldReference();
 
+// 0; 2 for what the caller can mend (flags, configuration, a model's files); 1 for all else.
+int ExitCode(const absl::Status& status);
 // Prints a status to stderr, line by line, and returns the exit code that belongs to it.
 int ReportError(const absl::Status& status);
 

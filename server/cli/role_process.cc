@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <new>
 #include <string>
 #include <thread>
 
@@ -69,12 +70,18 @@ int RunRole(const std::string& role, absl::Duration drain_timeout,
       if (WaitForStop(absl::Milliseconds(10))) _exit(0);
     }
   });
-  auto started = start();
+  auto started = [&]() -> absl::StatusOr<RunningRole> {
+    try {
+      return start();
+    } catch (const std::bad_alloc&) {
+      return absl::ResourceExhaustedError("not enough memory");
+    }
+  }();
   starting = false;
   watcher.join();
   if (!started.ok()) {
     spdlog::error("{} cannot start: {}", role, std::string(started.status().message()));
-    return ReportError(started.status());
+    return ExitCode(started.status());
   }
   const RunningRole running = *std::move(started);
   std::string where = FormatReadyLine(running.info).substr(6);

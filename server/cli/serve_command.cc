@@ -17,6 +17,9 @@
 #include "server/cli/runtime_file.h"
 #include "server/cli/supervisor.h"
 #include "server/http/admin_server.h"
+#include "server/model/model.h"
+#include "server/model/template/chat_template.h"
+#include "server/model/text/tokenizer.h"
 
 namespace tidepool {
 namespace {
@@ -36,6 +39,15 @@ void Set(LoadedConfig& loaded, std::string_view path, const std::string& text) {
   loaded.sources[std::string(path)] = "serve";
 }
 
+// What the children would refuse, said once and before any of them starts.
+absl::Status CheckModelFiles(const ModelConfig& model) {
+  TP_RETURN_IF_ERROR(CheckModel(model));
+  const std::string& dir = model.tokenizer.empty() ? model.path : model.tokenizer;
+  TP_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(dir));
+  if (tokenizer->chat_template().empty()) return absl::OkStatus();
+  return Annotate(ChatTemplate::Parse(tokenizer->chat_template()).status(), dir);
+}
+
 // What `serve` decides where nobody else did.
 absl::Status Complete(LoadedConfig& loaded) {
   Config& config = loaded.config;
@@ -47,11 +59,11 @@ absl::Status Complete(LoadedConfig& loaded) {
     Set(loaded, "model.path", demo);
     if (config.model.name.empty()) Set(loaded, "model.name", "demo");
   }
-  if (std::error_code error; !std::filesystem::exists(config.model.path + "/config.json", error)) {
-    return absl::NotFoundError(
-        absl::StrCat(loaded.Describe("model.path"), ": '", config.model.path,
-                     "' holds no config.json; give a directory in Hugging Face layout"));
+  if (std::error_code error; !std::filesystem::is_directory(config.model.path, error)) {
+    return absl::NotFoundError(absl::StrCat(loaded.Describe("model.path"), ": '", config.model.path,
+                                            "' is not there; give a directory in Hugging Face layout"));
   }
+  TP_RETURN_IF_ERROR(CheckModelFiles(config.model));
   if (config.cluster.token.empty()) Set(loaded, "cluster.token", RandomHexId());
   // Drawn here, so that a restarted gateway finds its tenants' cached prefixes again.
   if (config.gateway.server_key.empty()) Set(loaded, "gateway.server_key", RandomHexId() + RandomHexId());
