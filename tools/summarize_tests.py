@@ -1,7 +1,8 @@
 """The closing words of tools/test: names what failed and what was skipped, then counts single cases.
 
 Usage: summarize_tests.py RESULTS_FOLDER SANITIZER, the folder holding ctest.xml, gtest/*.xml and
-integration.json (absent under --sanitize thread, which builds no `tidepool`).
+integration.json (absent under --sanitize thread, which builds no `tidepool`) and fuzz.json (there without
+--sanitize only).
 """
 
 import glob
@@ -65,9 +66,19 @@ def integration_cases(folder, sanitizer):
     return [("integration", "failed", "wrote no results")]
 
 
+def fuzz_cases(folder, sanitizer):
+    if sanitizer != "none":
+        return []  # fuzz_replay_test runs the corpus there
+    path = os.path.join(folder, "fuzz.json")
+    if not os.path.exists(path):
+        return [("fuzz", "failed", "wrote no results")]
+    with open(path) as file:
+        return [(case["name"], case["result"], case["detail"]) for case in json.load(file)]
+
+
 def main():
     folder, sanitizer = sys.argv[1:3]
-    cases = program_cases(folder) + integration_cases(folder, sanitizer)
+    cases = program_cases(folder) + integration_cases(folder, sanitizer) + fuzz_cases(folder, sanitizer)
     for wanted in ("skipped", "failed"):
         for name, result, detail in sorted(cases):
             if result == wanted:

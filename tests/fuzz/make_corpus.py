@@ -1,0 +1,825 @@
+"""Writes the corpus that is written by hand: good files in small, and each way to be bad that we know of.
+
+Usage: make_corpus.py    (standard library only; overwrites its own files and leaves what the fuzzer found)
+"""
+
+import json
+import os
+import struct
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SEPARATOR = "\x1e"
+
+
+def put(target, name, content):
+    folder = os.path.join(HERE, "corpus", target)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, name), "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
+
+
+def compact(value):
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+# ---- safetensors
+
+
+def checkpoint(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else compact(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(begin, end, dtype="BF16", shape=None):
+    return {"dtype": dtype, "shape": [(end - begin) // 2] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+def safetensors():
+    good = {"__metadata__": {"format": "pt"}, "a": tensor(0, 8, shape=[2, 2]), "b": tensor(8, 12, "F32", [])}
+    data = bytes(range(12))
+    names = {
+        "good": checkpoint(good, data),
+        "good_padded_header": checkpoint(compact(good).encode() + b"   ", data),
+        "good_zero_sized": checkpoint({"a": tensor(0, 0, shape=[0, 7]), "b": tensor(0, 2)}, b"xy"),
+        "empty_header": checkpoint({}),
+        "no_bytes": b"",
+        "seven_bytes": b"\x02\0\0\0\0\0\0",
+        "header_2_to_63": checkpoint(good, data, length=2**63),
+        "header_2_to_64_minus_1": checkpoint(good, data, length=2**64 - 1),
+        "header_minus_8": checkpoint(good, data, length=2**64 - 8),
+        "header_above_limit": checkpoint(good, data, length=100_000_001),
+        "header_beyond_file": checkpoint(good, b"", length=4096),
+        "header_zero": checkpoint(b"", data),
+        "header_cut": checkpoint(compact(good).encode()[:-5], data),
+        "header_not_utf8": checkpoint(b'{"\xff\xfe":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
+        "header_list": checkpoint(b"[]"),
+        "header_deep": checkpoint(b'{"a":' + b"[" * 2000 + b"]" * 2000 + b"}"),
+        "key_twice": checkpoint(
+            b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+            b"x",
+        ),
+        "truncated": checkpoint(good, data[:-1]),
+        "trailing": checkpoint(good, data + b"x"),
+        "overlap": checkpoint({"a": tensor(0, 8), "b": tensor(4, 12)}, data),
+        "same_bytes_twice": checkpoint({"a": tensor(0, 8), "b": tensor(0, 8)}, data[:8]),
+        "hole": checkpoint({"a": tensor(0, 4), "b": tensor(8, 12)}, data),
+        "begin_above_end": checkpoint({"a": {"dtype": "U8", "shape": [4], "data_offsets": [8, 4]}}, data),
+        "offsets_2_to_64": checkpoint(
+            b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[18446744073709551615,18446744073709551616]}}'
+        ),
+        "offsets_negative": checkpoint({"a": {"dtype": "U8", "shape": [4], "data_offsets": [-4, 0]}}, data),
+        "offsets_float": checkpoint({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0.0, 4.0]}}, data),
+        # The product is 4 modulo 2^64 (times an element of one byte).
+        "shape_overflow": checkpoint({"a": tensor(0, 4, "U8", [4194305, 4194305, 211106198978564])}, b"abcd"),
+        "shape_overflow_zero": checkpoint({"a": tensor(0, 0, "U8", [2**32, 2**32])}),
+        "shape_overflow_then_zero": checkpoint({"a": tensor(0, 0, "U8", [2**32, 2**32, 0])}),
+        "shape_negative": checkpoint({"a": tensor(0, 4, "U8", [-2, -2])}, data),
+        "shape_true": checkpoint({"a": {"dtype": "U8", "shape": [True], "data_offsets": [0, 1]}}, b"x"),
+        "dtype_unknown": checkpoint({"a": tensor(0, 4, "Q4_K")}, data),
+        "dtype_number": checkpoint({"a": tensor(0, 4, 7)}, data),
+        "entry_null": checkpoint({"a": None}),
+        "metadata_is_a_tensor": checkpoint({"__metadata__": tensor(0, 4, "U8")}, b"abcd"),
+    }
+    for name, content in names.items():
+        put("safetensors", name, content)
+    index = {"metadata": {"total_size": 12}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
+    put("safetensors", "index_good", compact(index))
+    for name, weight_map in {
+        "index_traversal": {"a": "../../../../etc/passwd"},
+        "index_absolute": {"a": "/etc/passwd"},
+        "index_dot": {"a": "."},
+        "index_missing_shard": {"a": "c.safetensors"},
+        "index_missing_tensor": {"c": "a.safetensors"},
+        "index_number": {"a": 1},
+        "index_list": ["a"],
+        "index_nul": {"a": "a.safetensors\0x"},
+    }.items():
+        put("safetensors", name, compact({"weight_map": weight_map}))
+
+
+# ---- config.json
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+}
+
+# Beside LLAMA: what tells the other families.
+FAMILIES = {
+    "mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64},
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 64,
+        "max_window_layers": 1,
+    },
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32},
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [0],
+    },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "original_max_position_embeddings": 64,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+    },
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_act": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 64,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 16,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 64,
+        "sliding_window_pattern": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+ROPE = {
+    "linear": {"type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def config_json():
+    put("config_json", "good_llama", compact(LLAMA))
+    put(
+        "config_json",
+        "good_generation",
+        compact(LLAMA) + SEPARATOR + compact({"eos_token_id": [4, 5], "temperature": 0.6, "top_p": 0.9, "top_k": 50}),
+    )
+    for name, fields in FAMILIES.items():
+        put("config_json", f"family_{name}", compact({**LLAMA, **fields}))
+    for name, scaling in ROPE.items():
+        put("config_json", f"rope_{name}", compact({**LLAMA, "rope_scaling": scaling}))
+        put(
+            "config_json",
+            f"rope_parameters_{name}",
+            compact({**LLAMA, "rope_parameters": {**scaling, "rope_theta": 5e5}}),
+        )
+    bad = {
+        "no_architecture": {"architectures": None},
+        "two_architectures": {"architectures": ["LlamaForCausalLM", "GPT2LMHeadModel"]},
+        "architecture_unknown": {"architectures": ["GPT2LMHeadModel"]},
+        "zero_heads": {"num_attention_heads": 0},
+        "zero_kv_heads": {"num_key_value_heads": 0},
+        "kv_heads_do_not_divide": {"num_key_value_heads": 3},
+        "negative_hidden": {"hidden_size": -64},
+        "hidden_2_to_32": {"hidden_size": 2**32 + 64},
+        "hidden_2_to_64": {"hidden_size": 2**64},
+        "hidden_string": {"hidden_size": "64"},
+        "hidden_float": {"hidden_size": 64.5},
+        "layers_1e9": {"num_hidden_layers": 10**9},
+        "vocab_zero": {"vocab_size": 0},
+        "odd_head_dim": {"head_dim": 17},
+        "window_negative": {"sliding_window": -1},
+        "eps_negative": {"rms_norm_eps": -1e-5},
+        "theta_huge": {"rope_theta": 1e300},
+        "eos_many": {"eos_token_id": list(range(1000))},
+        "eos_negative": {"eos_token_id": -1},
+        "rope_scaling_text": {"rope_scaling": "linear"},
+        "rope_factor_zero": {"rope_scaling": {"type": "linear", "factor": 0}},
+        "rope_unknown": {"rope_scaling": {"rope_type": "spiral", "factor": 2}},
+        "experts_without_choice": {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 9,
+            "architectures": ["MixtralForCausalLM"],
+        },
+        "quantized": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    }
+    for name, fields in bad.items():
+        put("config_json", f"bad_{name}", compact({**LLAMA, **fields}))
+    put("config_json", "bad_eps_1e400", compact(LLAMA).replace("1e-05", "1e400"))
+    put("config_json", "bad_eps_nan", compact(LLAMA).replace("1e-05", "NaN"))
+    put("config_json", "bad_key_twice", '{"vocab_size":1,"vocab_size":2}')
+    put("config_json", "bad_deep", "[" * 3000 + "]" * 3000)
+    put("config_json", "bad_cut", compact(LLAMA)[:-20])
+    put("config_json", "bad_lone_surrogate", '{"architectures":["\\ud800"]}')
+    put("config_json", "bad_generation_list", compact(LLAMA) + SEPARATOR + "[]")
+
+
+# ---- tokenizer.json
+
+
+def byte_alphabet():
+    """GPT-2's printable character for each byte."""
+    keep = [b for b in range(256) if 0x21 <= b <= 0x7E or 0xA1 <= b <= 0xAC or b >= 0xAE]
+    out, spare = {}, 256
+    for b in range(256):
+        out[b] = chr(b) if b in keep else chr(spare)
+        spare += b not in keep
+    return out
+
+
+def byte_level():
+    symbols = sorted(byte_alphabet().values())
+    vocab = {piece: i for i, piece in enumerate(["<s>", "</s>", *symbols, "he", "ll", "hell", "hello", "\u0120w"])}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": 0,
+                "content": "<s>",
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            },
+            {
+                "id": 1,
+                "content": "</s>",
+                "single_word": False,
+                "lstrip": True,
+                "rstrip": True,
+                "normalized": False,
+                "special": True,
+            },
+            {"id": len(vocab), "content": "Tool", "single_word": True, "normalized": True, "special": False},
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": "\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": vocab,
+            "merges": ["h e", "l l", ["he", "ll"], "hell o", "\u0120 w"],
+        },
+    }
+
+
+def sentencepiece():
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        "\u2581",
+        "h",
+        "e",
+        "l",
+        "o",
+        "w",
+        "r",
+        "d",
+        "ö",
+        "\u2581h",
+        "he",
+        "ll",
+        "\u2581he",
+        "llo",
+        "\u2581\u2581",
+        "\u2581w",
+        "1",
+        ".",
+    ]
+    special = [
+        {
+            "id": i,
+            "content": piece,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for i, piece in enumerate(pieces[:3])
+    ]
+    return {
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {piece: i for i, piece in enumerate(pieces)},
+            "merges": ["\u2581 h", "h e", "l l", "\u2581 he", "ll o", "\u2581 \u2581", "\u2581 w"],
+        },
+    }
+
+
+def small_bpe(**changes):
+    """Few bytes, so that the fuzzer reaches all of it."""
+    out = {
+        "added_tokens": [{"id": 5, "content": "<s>", "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "unk_token": "?",
+            "vocab": {"a": 0, "b": 1, "ab": 2, "?": 3, "aba": 4},
+            "merges": ["a b", "ab a"],
+        },
+    }
+    for key, value in changes.items():
+        if key == "model":
+            out["model"] = {**out["model"], **value}
+        else:
+            out[key] = value
+    return compact(out)
+
+
+def unigram(**changes):
+    model = {
+        "type": "Unigram",
+        "unk_id": 0,
+        "byte_fallback": False,
+        "vocab": [
+            ["<unk>", 0.0],
+            ["\u2581", -2.5],
+            ["a", -1.0],
+            ["b", -1.5],
+            ["ab", -2.0],
+            ["\u2581a", -1.25],
+            ["aba", -3.0],
+        ],
+    }
+    return compact(
+        {
+            "added_tokens": [{"id": 7, "content": "</s>", "special": True}],
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}],
+            },
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+            "post_processor": None,
+            "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+            "model": {**model, **changes},
+        }
+    )
+
+
+def unigram_of_text():
+    """A Unigram that covers every text: the pieces of sentencepiece(), the rare ones dear."""
+    pieces = sentencepiece()["model"]["vocab"]
+    vocab = [
+        [piece, 0.0 if i == 0 else -9.0 - i / 64 if piece.startswith("<0x") else -1.0 - i % 7]
+        for piece, i in pieces.items()
+    ]
+    root = json.loads(unigram(vocab=vocab, byte_fallback=True))
+    root["added_tokens"] = [{"id": i, "content": piece, "special": True} for i, piece in enumerate(list(pieces)[:3])]
+    root["decoder"] = {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "ByteFallback"},
+            {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"},
+        ],
+    }
+    return compact(root)
+
+
+NORMALIZERS = {
+    "nfd": {"type": "NFD"},
+    "nfkc": {"type": "NFKC"},
+    "nfkd": {"type": "NFKD"},
+    "lowercase": {"type": "Lowercase"},
+    "strip": {"type": "Strip", "strip_left": True, "strip_right": True},
+    "strip_accents": {"type": "StripAccents"},
+    "replace_regex": {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "b"},
+    "replace_with_nothing": {"type": "Replace", "pattern": {"String": "a"}, "content": ""},
+    "replace_empty": {"type": "Replace", "pattern": {"String": ""}, "content": "aa"},
+    "replace_empty_regex": {"type": "Replace", "pattern": {"Regex": "x*"}, "content": "aa"},
+    "bert": {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
+    "precompiled": {"type": "Precompiled", "precompiled_charsmap": "ALQCAACEAAAA"},
+    "byte_level": {"type": "ByteLevel"},
+    "prepend": {"type": "Prepend", "prepend": "\u2581"},
+    # Each step makes the text longer: 2^40 characters out of one.
+    "bomb": {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+    },
+}
+PRETOKENIZERS = {
+    "byte_level": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True},
+    "metaspace": {"type": "Metaspace", "replacement": "\u2581", "add_prefix_space": True},
+    "whitespace": {"type": "Whitespace"},
+    "whitespace_split": {"type": "WhitespaceSplit"},
+    "bert": {"type": "BertPreTokenizer"},
+    "digits": {"type": "Digits", "individual_digits": True},
+    "punctuation": {"type": "Punctuation", "behavior": "Isolated"},
+    "char_delimiter": {"type": "CharDelimiterSplit", "delimiter": "a"},
+    "unicode_scripts": {"type": "UnicodeScripts"},
+    "fixed_length": {"type": "FixedLength", "length": 3},
+    "split_removed": {"type": "Split", "pattern": {"String": "b"}, "behavior": "Removed", "invert": False},
+    "split_next": {"type": "Split", "pattern": {"Regex": "b"}, "behavior": "MergedWithNext", "invert": True},
+    "split_previous": {"type": "Split", "pattern": {"Regex": "b"}, "behavior": "MergedWithPrevious", "invert": False},
+    "split_contiguous": {"type": "Split", "pattern": {"Regex": "b"}, "behavior": "Contiguous", "invert": False},
+    "split_empty": {"type": "Split", "pattern": {"Regex": ""}, "behavior": "Isolated", "invert": False},
+    # Exponential where it is matched by backtracking.
+    "split_backtracking": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+    "split_repeated": {
+        "type": "Split",
+        "pattern": {"Regex": "(((a{1,999}){1,999}){1,999}){1,999}"},
+        "behavior": "Isolated",
+        "invert": False,
+    },
+    "split_nested": {
+        "type": "Split",
+        "pattern": {"Regex": "(" * 3000 + ")" * 3000},
+        "behavior": "Isolated",
+        "invert": False,
+    },
+    "split_recursive": {"type": "Split", "pattern": {"Regex": "(?R)?a"}, "behavior": "Isolated", "invert": False},
+    "split_callout": {"type": "Split", "pattern": {"Regex": "(?C1)a\\C"}, "behavior": "Isolated", "invert": False},
+}
+DECODERS = {
+    "metaspace": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first"},
+    "wordpiece": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    "bpe": {"type": "BPEDecoder", "suffix": "</w>"},
+    "ctc": {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True},
+    "strip": {
+        "type": "Sequence",
+        "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": "a", "start": 2, "stop": 65536}],
+    },
+    "replace": {
+        "type": "Sequence",
+        "decoders": [{"type": "Fuse"}, {"type": "Replace", "pattern": {"String": "ab"}, "content": "\u2581"}],
+    },
+    "fallback": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+    "bomb": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40},
+}
+TEXT = SEPARATOR + SEPARATOR + "abab a  b?\n" + "a" * 64
+
+
+def tokenizer_json():
+    target = "tokenizer_json"
+    put(target, "good_byte_level", compact(byte_level()) + TEXT)
+    put(target, "good_sentencepiece", compact(sentencepiece()) + TEXT)
+    put(target, "good_small", small_bpe() + TEXT)
+    put(target, "good_unigram", unigram() + TEXT)
+    put(
+        target,
+        "good_config",
+        small_bpe()
+        + SEPARATOR
+        + compact(
+            {
+                "bos_token": {"content": "<s>"},
+                "eos_token": "?",
+                "chat_template": [{"name": "default", "template": "{{ 1 }}"}],
+            }
+        )
+        + SEPARATOR
+        + "ab",
+    )
+    for kind, field, parts in (
+        ("normalizer", "normalizer", NORMALIZERS),
+        ("pretokenizer", "pre_tokenizer", PRETOKENIZERS),
+        ("decoder", "decoder", DECODERS),
+    ):
+        for name, node in parts.items():
+            put(target, f"{kind}_{name}", small_bpe(**{field: node}) + TEXT)
+    for name, node in {
+        "bert": {"type": "BertProcessing", "sep": ["<s>", 5], "cls": ["<s>", 5]},
+        "roberta": {
+            "type": "RobertaProcessing",
+            "sep": ["<s>", 5],
+            "cls": ["<s>", 5],
+            "trim_offsets": True,
+            "add_prefix_space": True,
+        },
+        "ids_outside": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x"}}, {"Sequence": {"id": "A"}}],
+            "special_tokens": {"x": {"ids": [99]}},
+        },
+        "many_ids": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x"}}] * 50 + [{"Sequence": {"id": "A"}}],
+            "special_tokens": {"x": {"ids": [5] * 100}},
+        },
+        "deep": json.loads('{"type":"Sequence","processors":[' * 25 + '{"type":"ByteLevel"}' + "]}" * 25),
+    }.items():
+        put(target, f"post_processor_{name}", small_bpe(post_processor=node) + TEXT)
+    models = {
+        "wordpiece": {"type": "WordPiece"},
+        "no_merges": {"merges": None},
+        "merges_number": {"merges": [1]},
+        "merge_missing": {"merges": ["a z"]},
+        "merge_empty": {"merges": [["", ""]]},
+        "dropout": {"dropout": 0.5},
+        "id_twice": {"vocab": {"a": 0, "b": 0, "?": 1}},
+        "id_negative": {"vocab": {"a": -1, "?": 0}},
+        "id_huge": {"vocab": {"a": 2**63, "?": 0}},
+        "id_float": {"vocab": {"a": 1e30, "?": 0}},
+        # One token, room for millions.
+        "id_sparse": {"vocab": {"a": 3_999_999, "?": 0}, "merges": []},
+        "unk_missing": {"unk_token": "nope"},
+        "prefix": {"continuing_subword_prefix": "##", "end_of_word_suffix": "</w>"},
+        "prefix_longer_than_token": {"continuing_subword_prefix": "########", "merges": ["a b"]},
+        "fallback_partial": {"byte_fallback": True, "vocab": {"a": 0, "b": 1, "ab": 2, "?": 3, "aba": 4, "<0x41>": 6}},
+        "empty_piece": {"vocab": {"": 0, "?": 1}, "merges": []},
+    }
+    for name, model in models.items():
+        put(target, f"model_{name}", small_bpe(model=model) + TEXT)
+    for name, tokens in {
+        "empty": [{"id": 5, "content": "", "special": True}],
+        "id_sparse": [{"id": 3_999_999, "content": "<s>", "special": True}],
+        "clash": [{"id": 0, "content": "<s>", "special": True}],
+        "twice": [{"id": 5, "content": "x"}, {"id": 6, "content": "x"}],
+        "spaces": [
+            {"id": 5, "content": "  ", "lstrip": True, "rstrip": True, "special": True},
+            {"id": 6, "content": " ", "normalized": True},
+        ],
+        "overlap": [
+            {"id": 5, "content": "aba", "special": True},
+            {"id": 6, "content": "ab", "special": True},
+            {"id": 7, "content": "bab", "normalized": True},
+        ],
+        "control": [{"id": 5, "content": "a\x00b", "special": True}, {"id": 6, "content": "\ufffd", "special": True}],
+    }.items():
+        put(target, f"added_{name}", small_bpe(added_tokens=tokens) + TEXT)
+    put(target, "unigram_no_unk", unigram(unk_id=None) + TEXT)
+    put(target, "unigram_unk_outside", unigram(unk_id=99) + TEXT)
+    put(target, "unigram_infinite", unigram().replace("-1.25", "-1e400") + TEXT)
+    put(
+        target,
+        "unigram_byte_fallback",
+        unigram(byte_fallback=True, vocab=[["<unk>", 0], ["<0x61>", -1], ["\u2581", -2]]) + TEXT,
+    )
+    put(target, "unigram_positive", unigram(vocab=[["<unk>", 0], ["a", 1e308], ["aa", 1e308], ["", 1]]) + TEXT)
+    put(target, "bad_deep", "[" * 3000 + "]" * 3000)
+    put(target, "bad_cut", small_bpe()[:-30])
+    put(target, "bad_key_twice", small_bpe().replace('"a":0', '"a":0,"a":7'))
+    put(target, "bad_empty_object", "{}")
+    put(target, "bad_null_model", '{"model":null}')
+
+
+def tokenizer_text():
+    for name, text in {
+        "ascii": "Hello, world! It's 2024's 1st test.\r\n\r\n  done\t\tx",
+        "multilingual": "Привет, мир 你好世界 こんにちは مرحبا שלום नमस्ते ไทย 한국어 Ελληνικά",
+        "emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇫🇷 e\u0301 \u1e9b\u0323",
+        "controls": "<|begin_of_text|><|end|></s><s><|user|>ignore<0x0A><unk>",
+        "controls_split": "<|end<|end|>|><|en\u200bd|><|END|>",
+        "space_runs": " " * 70 + "\n" * 40 + "\t" * 9 + "\u3000\u00a0\u2028 x " + "\u2581" * 9,
+        "one_letter": "a" * 3000,
+        "one_emoji": "🌊" * 700,
+        "zero_bytes": "a\0b\0\0c",
+        "joiners": "\u200d\ufeff\u202e\u0300\u0301\u0302" * 20,
+        "last_code_points": "\U0010ffff\ud7ff\ue000\uffff",
+    }.items():
+        put("tokenizer_text", name, text)
+    put("tokenizer_text", "broken_utf8", b"a\xff\xfe\xc0\x80\xed\xa0\x80\xf4\x90\x80\x80\xe2\x82 \xf0\x9f\x8c")
+    put("tokenizer_text", "latin1", "naïve café".encode("latin-1"))
+
+
+def detokenizer():
+    def case(choices, stops, cut, ids):
+        out = bytes([choices, len(stops)]) + b"".join(bytes([at, length - 1]) for at, length in stops) + bytes([cut])
+        return out + b"".join(struct.pack("<H", i + 1) for i in ids)
+
+    bytes_of = lambda text: [3 + b for b in text.encode()]  # the byte tokens of sentencepiece.json
+    demo, pieces, unigrams = 0, 1, 2
+    put("detokenizer", "demo_words", case(demo, [(3, 4), (9, 2)], 4, range(300, 420, 3)))
+    put("detokenizer", "demo_special", case(demo | 0x80, [(0, 1)], 2, [0, 4, 400, 6, 1, 5, 500]))
+    put("detokenizer", "demo_bytes", case(demo | 0x40, [(1, 3), (0, 2), (2, 9)], 9, list(range(7, 263)) + [8, 8, 8]))
+    put(
+        "detokenizer",
+        "pieces_emoji",
+        case(pieces, [(0, 4)], 2, bytes_of("🌊é") + [259, 260] + bytes_of("🌊")[:3] + [260]),
+    )
+    put("detokenizer", "pieces_spaces", case(pieces, [(0, 1), (1, 1)], 1, [259, 259, 272, 260, 259, 268]))
+    put("detokenizer", "pieces_invalid_run", case(pieces, [], 10, [3 + 0xF0, 3 + 0x9F] * 12 + [260]))
+    put("detokenizer", "pieces_prime_in_character", case(pieces, [(0, 3)], 2, bytes_of("🌊")))
+    put("detokenizer", "pieces_strip_start", case(pieces | 0x80, [], 3, [1, 259, 2, 259, 260, 1]))
+    put("detokenizer", "outside_ids", case(demo, [(0, 2)], 0, [-1, 1280, 400, -1, 401]))
+    put(
+        "detokenizer",
+        "stops_overlap",
+        case(pieces | 0x40, [(0, 2), (0, 3), (1, 2), (0, 5)], 0, [261, 261, 261, 260, 261, 261] * 3),
+    )
+    put(
+        "detokenizer",
+        "unigram_bytes",
+        case(unigrams, [(0, 2), (3, 4)], 3, [259, *bytes_of("🌊"), 260, 1, *bytes_of("é")[:1], 261]),
+    )
+    put("detokenizer", "stop_at_end", case(pieces, [(5, 2), (4, 2)], 0, [260, 261, 262, 263, 264, 265, 266]))
+
+
+# ---- chat templates
+
+CHAT = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}{{ raise_exception('late') }}{% endif %}
+<|{{ m.role }}|>{{ (m['content'] or '') | trim if m['content'] is string else m['content'] | tojson }}
+{%- if m.tool_calls is defined and m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments | tojson(indent=2) }}){{ ', ' if not loop.last }}{% endfor %}{% endif %}
+<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+TEMPLATES = {
+    "good_chat": CHAT,
+    "good_macro": "{% macro f(x, y=2) %}{{ x }}-{{ y }}{{ caller() if caller }}{% endmacro %}{{ f(1) }}{% call f(2, y='q') %}body{% endcall %}",
+    "good_namespace": "{% set ns = namespace(i=0, l=[]) %}{% for m in messages %}{% set ns.i = ns.i + loop.index0 %}{% set ns.l = ns.l + [m.role] %}{% endfor %}{{ ns.i }}{{ ns.l | join(',') }}",
+    "good_filters": "{{ [3,1,2] | sort | reverse | list }}{{ 'aB c' | upper | lower | title | capitalize | replace('a','b') | length }}{{ {'b':1,'a':2} | dictsort }}{{ messages | map(attribute='role') | unique | join(' ') }}{{ messages | selectattr('role','equalto','user') | list | length }}{{ 3.7 | round | int }}{{ '%s %05.2f %r' | format('a', 2.5, none) }}",
+    "good_slices": "{{ messages[-1].content }}{{ messages[1:][::-1][0].role }}{{ 'abc'[::-1] }}{{ 'abcdef'[1:-1:2] }}{{ (1, 2) + (3,) }}{{ 'a' ~ 1 ~ none }}",
+    "good_strings": "{{ ' a,b '.strip().split(',') }}{{ 'x'.startswith('x') }}{{ 'a-b'.replace('-', '+') }}{{ 'A'.lower() }}{{ 'abc'.find('c') }}{{ '{}{}'.format(1, 'a') }}",
+    "good_whitespace": "  {%- if true -%}  a  {%+ endif %}\n{# c #}\n\n  {{- 'x' -}}  \n{% raw %}{{ no }}{% endraw %}",
+    "good_loop": "{% for k, v in {'a': 1}.items() recursive %}{{ loop.index }}{{ loop.cycle('x','y') }}{{ loop.previtem }}{% else %}none{% endfor %}{% for i in range(10) if i is odd %}{% if i > 6 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+    "good_set_block": "{% set x %}a{{ 1 }}{% endset %}{{ x | upper }}{% filter upper %}b{% endfilter %}{% with a = 1, b = 2 %}{{ a + b }}{% endwith %}{% generation %}g{% endgeneration %}",
+    "good_time": "{{ strftime_now('%d %b %Y %H:%M %j %A %%') }}",
+    "good_arithmetic": "{{ 7 // -2 }} {{ 7 % -2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ 1 / 3 }} {{ -n }} {{ 1 if big > 0 else 2 }} {{ 1 < 2 < 3 }}",
+    # Each asks for much more than a chat needs.
+    "hostile_long_loop": "{% for i in range(1000000000) %}{% endfor %}",
+    "hostile_nested_loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}",
+    "hostile_recursive_macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "hostile_two_macros": "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    "hostile_fan_out_macro": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "hostile_gigabyte": "{{ 'x' * 1073741824 }}",
+    "hostile_gigabyte_twice": "{{ ('x' * 30000) * 40000 }}",
+    "hostile_doubling": "{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "hostile_doubling_list": "{% set ns = namespace(s=[1]) %}{% for i in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+    "hostile_nested_list": "{% set ns = namespace(s=[]) %}{% for i in range(100000) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s }}",
+    "hostile_nested_dict": "{% set ns = namespace(s={}) %}{% for i in range(100000) %}{% set ns.s = {'a': ns.s} %}{% endfor %}{{ ns.s | tojson }}{{ ns.s == ns.s }}",
+    "hostile_self_namespace": "{% set ns = namespace() %}{% set ns.ns = ns %}{{ ns }}{{ ns == ns }}{{ ns | tojson }}",
+    "hostile_wide_format": "{{ '%1000000000d' % 1 }}",
+    "hostile_wide_format_2": "{{ '%*d' % (2147483647, 1) }}{{ '%.2147483647f' % 1.5 }}{{ '{:>999999999}'.format(1) }}",
+    "hostile_indent": "{{ messages | tojson(indent=1000000000) }}",
+    "hostile_indent_negative": "{{ messages | tojson(indent=-9223372036854775808) }}{{ 'a\nb' | indent(99999999) }}",
+    "hostile_center": "{{ 'x' | center(1000000000) }}{{ 'x'.ljust(1000000000) }}",
+    "hostile_join": "{{ range(100000) | join('x' * 100000) }}",
+    "hostile_replace": "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}",
+    "hostile_replace_empty": "{{ ('a' * 100000) | replace('', 'b' * 100000) }}{{ 'abc'.replace('', '-') }}",
+    "hostile_power": "{{ 9 ** 999999999 }}{{ 10 ** 100 }}{{ (-2) ** 63 }}{{ 0 ** -1 }}",
+    "hostile_division": "{{ 1 // 0 }}{{ 1 % 0 }}",
+    "hostile_minimum": "{{ (-9223372036854775807 - 1) // -1 }}{{ (-9223372036854775807 - 1) % -1 }}{{ -(-9223372036854775807 - 1) }}{{ (-9223372036854775807 - 1) | abs }}",
+    "hostile_overflow": "{{ big + 1 }}{{ big * big }}{{ -big - 2 }}{{ 99999999999999999999 }}{{ 1e999 | int }}{{ 'inf' | float | int }}",
+    "hostile_range": "{{ range(-9223372036854775807, 9223372036854775807, 9223372036854775807) | list }}{{ range(1, 2, 0) }}",
+    "hostile_slice": "{{ 'abc'[-9223372036854775808:9223372036854775807:-9223372036854775808] }}{{ [1,2][::0] }}",
+    "hostile_batch": "{{ [1,2,3] | batch(0) | list }}{{ [1,2,3] | slice(0) | list }}{{ [1] | batch(1000000000, 'x') | list }}",
+    "hostile_round": "{{ 1.5 | round(999999999) }}{{ 1.5 | round(-999999999) }}{{ big | round(-400) }}",
+    "hostile_sandbox": "{{ messages.append(1) }}{{ ''.__class__.__mro__ }}{{ messages.__class__ }}{{ self }}{{ cycler }}{{ lipsum(100) }}",
+    "hostile_time": "{{ strftime_now('%Y' * 100000) }}{{ strftime_now('%') }}{{ strftime_now('%999999d') }}",
+    "hostile_parentheses": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "hostile_brackets": "{{ " + "[" * 3000 + "]" * 3000 + " }}",
+    "hostile_not": "{{ " + "not " * 1500 + "1 }}",
+    "hostile_minus": "{{ " + "-" * 3000 + "1 }}",
+    "hostile_sum": "{{ 1" + "+1" * 2500 + " }}",
+    "hostile_filters": "{{ x" + "|list" * 1500 + " }}",
+    "hostile_attributes": "{{ x" + ".a" * 3000 + " }}",
+    "hostile_conditions": "{{ " + "1 if 1 else " * 600 + "1 }}",
+    "hostile_ifs": "{% if 1 %}" * 600 + "{% endif %}" * 600,
+    "hostile_elifs": "{% if 0 %}" + "{% elif 0 %}" * 500 + "{% endif %}",
+    "hostile_fors": "{% for a in [1] %}" * 400 + "{% endfor %}" * 400,
+    "bad_no_end": "{% for a in b %}",
+    "bad_open": "{{",
+    "bad_open_block": "{% if",
+    "bad_comment": "{# x",
+    "bad_raw": "{% raw %}x",
+    "bad_else": "{% else %}",
+    "bad_include": "{% include 'x' %}",
+    "bad_import": "{% import 'x' as y %}",
+    "bad_extends": "{% extends 'x' %}",
+    "bad_block": "{% block x %}{% endblock %}",
+    "bad_string": "{{ 'abc }}",
+    "bad_escape": "{{ '\\x' '\\u12' '\\N{x}' '\\' }}",
+    "bad_number": "{{ 1__2 0x 1e 1.2.3 }}",
+    "bad_filter": "{{ 1 | nope }}",
+    "bad_test": "{{ 1 is nope }}",
+    "bad_keyword": "{{ f(a=1, 2) }}",
+    "bad_target": "{% set 1 = 2 %}{% for 1 in x %}{% endfor %}",
+    "bad_not_utf8": b"{{ '\xff\xfe' | upper | length }}\xc3{{ '\xe2\x82'[0] | tojson }}",
+    "bad_nul": "a\0{{ 'b\0c' | tojson }}",
+    "bad_macro_twice": "{% macro f(a, a) %}{% endmacro %}{{ f(1, a=2) }}",
+    "bad_unpack": "{% for a, b in [1] %}{% endfor %}{% set a, b = 1, 2, 3 %}",
+    "bad_star": "{{ f(*1, **2) }}{{ dict(**{'a': 1}) }}{{ range(*[1, 2, 3, 4]) }}",
+}
+
+
+def chat_template():
+    for name, text in TEMPLATES.items():
+        put("chat_template", name, text)
+    put("chat_template", "variables_deep", "{{ x | tojson }}" + SEPARATOR + '{"x":' + "[" * 50 + "]" * 50 + "}")
+    put(
+        "chat_template",
+        "variables_unicode",
+        "{{ x | upper }}{{ x | title }}{{ x[1] }}{{ x | length }}{{ x | tojson }}"
+        + SEPARATOR
+        + compact({"x": "ǆ ß ﬁ İ 👩‍👧 \u0345"}),
+    )
+    put(
+        "chat_template",
+        "variables_numbers",
+        "{% for v in x %}{{ v }}{{ v | int }}{{ v | string }}{{ v | tojson }} {% endfor %}"
+        + SEPARATOR
+        + '{"x":[1e308,-0.0,5e-324,18446744073709551615,-9223372036854775808,1e16,0.1]}',
+    )
+
+
+def main():
+    for make in (safetensors, config_json, tokenizer_json, tokenizer_text, detokenizer, chat_template):
+        make()
+    folder = os.path.join(HERE, "tokenizers")
+    os.makedirs(folder, exist_ok=True)
+    for name, content in (("sentencepiece", sentencepiece()), ("unigram", json.loads(unigram_of_text()))):
+        with open(os.path.join(folder, f"{name}.json"), "w") as file:
+            json.dump(content, file, ensure_ascii=False, indent=1)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
