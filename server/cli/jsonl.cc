@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/model/strings/hex.h"
 #include "server/model/strings/utf8.h"
 
 namespace tidepool {
@@ -19,17 +20,7 @@ constexpr size_t kLineBytesMax = size_t{256} << 20;
 // The code unit of the \uXXXX at text[at], or -1.
 int CodeUnit(std::string_view text, size_t at) {
   if (at + 6 > text.size() || text[at] != '\\' || text[at + 1] != 'u') return -1;
-  int value = 0;
-  for (size_t i = at + 2; i < at + 6; ++i) {
-    const char c = text[i];
-    const int digit = c >= '0' && c <= '9'   ? c - '0'
-                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                             : -1;
-    if (digit < 0) return -1;
-    value = value * 16 + digit;
-  }
-  return value;
+  return HexValue(text.substr(at + 2, 4));
 }
 
 // Surrogate escapes without their other half become U+FFFD. Outside of strings there are no backslashes.

@@ -37,7 +37,8 @@ struct ShapeChanges {
 // near).
 absl::StatusOr<nlohmann::ordered_json> SynthesisConfig(std::string_view like, const ShapeChanges& changes);
 // The same for a config.json of the caller's.
-absl::StatusOr<nlohmann::ordered_json> ChangeShape(nlohmann::ordered_json config, const ShapeChanges& changes);
+absl::StatusOr<nlohmann::ordered_json> ChangeShape(nlohmann::ordered_json config,
+                                                   const ShapeChanges& changes);
 
 struct SynthesisOptions {
   std::string out;  // the directory to make

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "server/model/strings/hex.h"
 #include "server/model/strings/utf8.h"
 #include "server/model/text/json_reader.h"
 #include "server/model/text/pretokenizer.h"
@@ -21,16 +22,7 @@ constexpr size_t kStepsMax = 32;
 // `<0x1F>` as its byte, -1 for any other token.
 int FallbackByte(std::string_view piece) {
   if (piece.size() != 6 || !piece.starts_with("<0x") || piece[5] != '>') return -1;
-  int value = 0;
-  for (const char c : piece.substr(3, 2)) {
-    const int digit = c >= '0' && c <= '9'   ? c - '0'
-                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                             : -1;
-    if (digit < 0) return -1;
-    value = value * 16 + digit;
-  }
-  return value;
+  return HexValue(piece.substr(3, 2));
 }
 
 // A token of the byte alphabet as its bytes; one with any other character stands for itself.

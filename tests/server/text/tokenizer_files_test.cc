@@ -277,11 +277,12 @@ TEST_P(EveryTokenizer, StreamsToWhatDecodeGives) {
             static_cast<int32_t>(rng.Below(rng.Below(2) == 0 ? std::min<uint64_t>(top, 300) : top)));
       }
     } else {
-      ids = t.Encode(
-                 "Héllo  wörld 😀👍🏽 日本語\n\tit's ﷺ 𝔘 नमस्ते <s> don't do not , "
-                 "end "
-                 ".")
-                .value();
+      ids =
+          t.Encode(
+               "Héllo  wörld 😀👍🏽 日本語\n\tit's ﷺ 𝔘 नमस्ते <s> don't do not , "
+               "end "
+               ".")
+              .value();
       std::rotate(ids.begin(), ids.begin() + static_cast<ptrdiff_t>(rng.Below(ids.size())), ids.end());
     }
     for (const bool skip : {false, true}) {
