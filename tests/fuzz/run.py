@@ -74,7 +74,7 @@ def fuzz(build, target, seconds):
     if done.returncode == 0:
         runs = re.findall(r"#(\d+)\s+DONE", log) or re.findall(r"Done (\d+) runs", log)
         return "passed", f"{runs[-1] if runs else '?'} inputs", log
-    artifact = re.search(r"Test unit written to (\S+)", log)
+    artifact = re.search(r"Test unit written to (.+)", log)
     where = f"; the input is {artifact.group(1)}" if artifact else ""
     return "failed", cause(log) + where, log
 

@@ -1114,7 +1114,9 @@ Value Range(Interpreter& in, Args& args) {
   }
   in.budget().Step(items.size());
   in.budget().Allocate(items.size() * sizeof(Value));
-  return Value::MakeSeq(SeqKind::kRange, std::move(items));
+  Value range = Value::MakeSeq(SeqKind::kRange, std::move(items));
+  range.seq().range = {start, stop, step};
+  return range;
 }
 
 // dict(mapping, name=value, ...), also what namespace() takes.

@@ -5,7 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <ctime>
+#include <sstream>
+#include <tuple>
 
+#include "absl/numeric/int128.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/model/strings/unicode.h"
@@ -409,10 +412,16 @@ struct Writer {
         return;
       case SeqKind::kRange: {
         const auto n = static_cast<int64_t>(seq.items.size());
-        const int64_t first = n > 0 ? seq.items[0].as_int() : 0;
-        const int64_t step = n > 1 ? seq.items[1].as_int() - first : 1;
-        Append(absl::StrCat("range(", first, ", ", first + n * step), data);
-        Append(step == 1 ? ")" : absl::StrCat(", ", step, ")"), data);
+        // Python's integers have no end, so the stop of a slice may lie outside of 64 bits.
+        absl::int128 start = n > 0 ? seq.items[0].as_int() : 0;
+        absl::int128 step = n > 1 ? seq.items[1].as_int() - start : 1;
+        absl::int128 stop = start + n * step;
+        if (seq.range) std::tie(start, stop, step) = std::tuple_cat(*seq.range);
+        std::ostringstream text;
+        text << "range(" << start << ", " << stop;
+        if (step != 1) text << ", " << step;
+        text << ")";
+        Append(text.str(), data);
         return;
       }
       case SeqKind::kDictItems:

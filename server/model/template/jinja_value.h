@@ -1,9 +1,11 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -80,6 +82,8 @@ struct Seq {
   bool consumed = false;  // a generator gives its items once
   int depth = 1;
   std::vector<Value> items;
+  // kRange: start, stop and step as range() was given them; absent for a slice of one.
+  std::optional<std::array<int64_t, 3>> range;
 };
 
 struct Dict;

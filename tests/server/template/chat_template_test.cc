@@ -83,6 +83,14 @@ TEST(ChatTemplate, ValuesPrintAsPythonDoes) {
 }
 
 // Auto-escaping is off, but text marked safe escapes what is added to it (markupsafe's Markup).
+TEST(ChatTemplate, RangesPrintAsPythonDoes) {
+  EXPECT_EQ(Text("{{ range(3) }}{{ range(0, 10, 3) }}{{ range(5, 2) }}"),
+            "range(0, 3)range(0, 10, 3)range(5, 2)");
+  EXPECT_EQ(Text("{{ range(3)[1:] }}{{ range(1, 9)[::2] }}"), "range(1, 3)range(1, 9, 2)");
+  EXPECT_EQ(Text("{{ range(-9223372036854775807, 9223372036854775807, 9223372036854775800)[1:] }}"),
+            "range(-7, 18446744073709551593, 9223372036854775800)");
+}
+
 TEST(ChatTemplate, AddingToSafeTextEscapes) {
   EXPECT_EQ(Text("{{ '<'|safe + '<' + '>'|safe }}|{{ '<' + '<'|safe }}|{{ '<'|safe ~ '<' }}|{{ '<&' | e }}"),
             "<&lt;>|&lt;<|<<|&lt;&amp;");
