@@ -418,7 +418,9 @@ void Engine::Impl::Observe(absl::Duration elapsed) {
   const absl::Time now = options.clock->Now();
   uint32_t tokens = 0, decodes = 0;
   uint64_t context = 0;
+  bool scored = false;
   for (const Part& p : parts) {
+    scored = scored || p.scored();
     tokens += p.item.tokens;
     decodes += p.item.decode ? 1 : 0;
     context += p.sequence->computed() + p.item.tokens;
@@ -434,8 +436,10 @@ void Engine::Impl::Observe(absl::Duration elapsed) {
     if (p.item.decode) continue;
     Sequence& s = *p.sequence;
     s.compute_seconds += seconds * p.item.tokens / tokens;
+    s.timed = s.timed && !scored;
     if (!p.item.last) continue;
     s.first_token = now;
+    if (!s.timed) continue;
     PushBounded(prefill_observations, {.new_tokens = s.prompt_tokens() - s.cached_tokens,
                                        .cached_tokens = s.cached_tokens,
                                        .seconds = s.compute_seconds});

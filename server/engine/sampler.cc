@@ -258,6 +258,7 @@ int32_t Sampler::DrawFromCut(std::span<const float> logits, const SamplingParams
 absl::StatusOr<OutputToken> Sampler::Sample(std::span<float> logits, const SamplingParams& params,
                                             const SampleInput& input) {
   TP_RETURN_IF_ERROR(FindMaxima(logits));
+  if (Max() == -kInf) return absl::InternalError("the model's logits are all -inf");
   OutputToken out;
   out.index = input.index;
   const bool modified = !params.allowed_token_ids.empty() || !params.bad_words.empty() ||
@@ -273,7 +274,9 @@ absl::StatusOr<OutputToken> Sampler::Sample(std::span<float> logits, const Sampl
     TP_RETURN_IF_ERROR(FindMaxima(logits));
   }
   const float max = Max();
-  if (max == -kInf) return absl::InternalError("no token is left to draw: every logit is -inf or banned");
+  if (max == -kInf) {
+    return absl::InvalidArgumentError("allowed_token_ids, bad_words and min_tokens leave no token to draw");
+  }
   if (params.temperature < kGreedyTemperature) {
     const auto block = std::find(maxima_.begin(), maxima_.end(), max) - maxima_.begin();
     out.id = static_cast<int32_t>(std::find(logits.begin() + block * kLogitBlock, logits.end(), max) -

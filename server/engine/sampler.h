@@ -53,7 +53,8 @@ struct SampleInput {
 class Sampler {
  public:
   // `logits`: one row [vocab], float32; overwritten. Ids in `params` and `input` are in [0, vocab).
-  // Internal: a NaN or +inf logit, or nothing left to draw; the sequence cannot go on.
+  // Internal: a NaN or +inf logit, or only -inf. InvalidArgument: steps 2 to 4 leave nothing to draw. The
+  // sequence cannot go on then.
   absl::StatusOr<OutputToken> Sample(std::span<float> logits, const SamplingParams& params,
                                      const SampleInput& input);
 

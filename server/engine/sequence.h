@@ -54,6 +54,7 @@ class Sequence {
   absl::Time submitted, started = absl::InfiniteFuture(), first_token = absl::InfiniteFuture();
   uint32_t cached_tokens;      // had KV when it came
   double compute_seconds = 0;  // of its prefill so far
+  bool timed = true;           // no step of its prefill scored a prompt: that takes longer than computing one
 
  private:
   SequenceSpec spec_;

@@ -54,6 +54,7 @@ void ChoiceGroup::Cancel(const ErrorKind& why) {
   std::vector<std::shared_ptr<ChoiceRun>> begun;
   {
     std::lock_guard lock(mu_);
+    cancelled_ = why;
     for (const Choice& c : choices_) {
       if (c.begun && c.run != nullptr) begun.push_back(c.run);
     }
@@ -75,6 +76,19 @@ std::vector<std::shared_ptr<ChoiceRun>> ChoiceGroup::TakeOthers(uint32_t choice)
     if (!std::exchange(c.begun, true)) others.push_back(c.run);
   }
   return others;
+}
+
+void ChoiceGroup::BeginOthers(const std::vector<std::shared_ptr<ChoiceRun>>& others) {
+  for (const auto& run : others) {
+    run->BeginAfter(admission_);
+    std::optional<ErrorKind> why;
+    {
+      std::lock_guard lock(mu_);
+      why = cancelled_;
+    }
+    // A Cancel that came before did not see this one.
+    if (why) run->Cancel(*why);
+  }
 }
 
 void ChoiceGroup::OnAdmitted(uint32_t choice, const Admission& admission) {
@@ -105,7 +119,7 @@ bool ChoiceGroup::OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& 
     }
     others = TakeOthers(choice);
   }
-  for (const auto& run : others) run->BeginAfter(admission_);
+  BeginOthers(others);
   return true;
 }
 
@@ -135,7 +149,7 @@ void ChoiceGroup::OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const Token
     // An answer without a token begins with its end.
     others = TakeOthers(choice);
   }
-  for (const auto& run : others) run->BeginAfter(admission_);
+  BeginOthers(others);
 }
 
 int ChoiceGroup::Status(const Outcome& outcome) {

@@ -62,6 +62,9 @@ class ChoiceGroup final : public RequestRunner::Running, public std::enable_shar
   std::vector<std::shared_ptr<ChoiceRun>> TakeOthers(uint32_t choice);
   void GiveBest();
 
+  // Begins what TakeOthers gave. Without the lock.
+  void BeginOthers(const std::vector<std::shared_ptr<ChoiceRun>>& others);
+
   const uint32_t n_;
   const bool choose_;  // best_of above n
   const std::shared_ptr<OutputSink> sink_;
@@ -70,6 +73,7 @@ class ChoiceGroup final : public RequestRunner::Running, public std::enable_shar
   std::vector<Choice> choices_;
   Admission admission_;
   uint32_t open_;
+  std::optional<ErrorKind> cancelled_;
   bool done_ = false;
 };
 

@@ -81,7 +81,8 @@ class GenerateStream final : public OutputSink,
     v1::GenerateResponse message;
     message.set_finish_reason(end.finish_reason);
     std::lock_guard lock(mu_);
-    if (ended_) Push(ended_->first, std::move(ended_->second));
+    // An end is a few bytes and comes once a choice: no full buffer may swallow it.
+    if (ended_) Enqueue(ended_->first, std::move(ended_->second));
     ended_.emplace(choice, std::move(message));
   }
 
@@ -97,7 +98,7 @@ class GenerateStream final : public OutputSink,
       usage.set_prompt_tokens(outcome.usage.prompt_tokens);
       usage.set_completion_tokens(outcome.usage.completion_tokens);
       usage.set_cached_tokens(outcome.usage.cached_tokens);
-      Push(ended_->first, std::move(ended_->second));
+      Enqueue(ended_->first, std::move(ended_->second));
     }
     done_ = true;
     MaybeFinish();

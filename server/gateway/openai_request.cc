@@ -388,6 +388,10 @@ absl::Status ReadCommon(const OrderedJson& body, InferenceRequest& out) {
   TP_RETURN_IF_ERROR(ReadStop(fields, out));
   TP_RETURN_IF_ERROR(ReadStreaming(fields, out));
   TP_RETURN_IF_ERROR(ReadChoices(fields, out));
+  if (out.prompt_only && out.best_of > 1) {
+    return FieldError("n",
+                      "is more than 1 (or best_of is) where max_tokens is 0; the prompt alone has one form");
+  }
   TP_ASSIGN_OR_RETURN(const auto prompt_logprobs, fields.Int("prompt_logprobs", 0, kTopLogprobsMax));
   if (prompt_logprobs) {
     if (out.stream) return FieldError("prompt_logprobs", "is not available with stream: true, as in vLLM");

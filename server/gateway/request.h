@@ -81,6 +81,7 @@ struct InferenceRequest {
   bool continuous_usage_stats = false;
   bool echo = false;
   bool prompt_only = false;  // max_tokens 0 with echo: nothing of the answer is given
+  uint32_t shown = 1;        // choices that each repeat the prompt and what is scored of it
   bool return_token_ids = false;
   bool return_trace = false;
 

@@ -97,6 +97,7 @@ class RequestRunner::Request final : public ChoiceRun,
   std::optional<ApiError> Tokenise();
   std::optional<ApiError> FitContext(const v1::ModelIdentity& model);
   std::optional<ApiError> CheckIds(const v1::ModelIdentity& model) const;
+  std::optional<ApiError> CheckRepeatedPrompt() const;
   void MakeSampling(const v1::ModelIdentity& model);
   void MakeBadWords(uint32_t vocab);
   void MakeKeys(const v1::ModelIdentity& model);
@@ -375,7 +376,9 @@ std::optional<ApiError> RequestRunner::Request::CheckIds(const v1::ModelIdentity
   for (const auto& [id, bias] : request_.logit_bias) {
     if (auto error = check("logit_bias", id)) return error;
   }
-  const size_t per_token = static_cast<size_t>(request_.scored() + 1);
+  // Each choice shows them again, and an echo beside prompt_logprobs twice.
+  const size_t times = request_.shown * (request_.echo && request_.prompt_logprobs >= 0 ? 2 : 1);
+  const size_t per_token = static_cast<size_t>(request_.scored() + 1) * times;
   const bool event = request_.echo && request_.stream;
   const size_t entries_max = event ? kEchoedLogprobEntriesMax : kPromptLogprobEntriesMax;
   if (admission_.prompt_ids.size() * per_token > entries_max) {
@@ -387,7 +390,26 @@ std::optional<ApiError> RequestRunner::Request::CheckIds(const v1::ModelIdentity
                      event ? "leave out stream, " : "", "or shorten the prompt"),
         field);
   }
-  return std::nullopt;
+  return CheckRepeatedPrompt();
+}
+
+// What a stream begins with goes out at once: more than its buffer takes would look like a slow client.
+std::optional<ApiError> RequestRunner::Request::CheckRepeatedPrompt() const {
+  constexpr size_t kTokenBytes = 8;  // of an id in JSON; about that of a token's text, too
+  if (!request_.stream || (!request_.echo && !request_.return_token_ids)) return std::nullopt;
+  size_t bytes = 0;
+  if (request_.echo) {
+    bytes += std::max(admission_.prompt_text.size(), admission_.prompt_ids.size() * kTokenBytes);
+  }
+  if (request_.return_token_ids) bytes += admission_.prompt_ids.size() * kTokenBytes;
+  const size_t bytes_max = deps_.config->gateway.max_stream_buffer_bytes / 2;
+  if (bytes * request_.shown <= bytes_max) return std::nullopt;
+  const char* field = request_.echo ? "echo" : "return_token_ids";
+  return MakeError(errors::kInvalidRequest,
+                   absl::StrCat(field, ": about ", bytes * request_.shown,
+                                " bytes of prompt before the answer are more than a stream takes at once, ",
+                                bytes_max, "; leave out ", field, " or stream"),
+                   field);
 }
 
 void RequestRunner::Request::MakeSampling(const v1::ModelIdentity& model) {
@@ -571,12 +593,8 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
   TimeTokens(static_cast<size_t>(event.tokens_size()));
   OutputDelta delta;
   std::optional<size_t> matched;
-  auto take = [&](std::string text, bool check) {
-    if (!check) {
-      delta.text += text;
-      return;
-    }
-    auto result = stops_->Push(text);
+  auto take = [&](std::string text, bool may_match) {
+    auto result = stops_->Push(text, may_match);
     delta.text += result.emit;
     matched = result.matched;
   };
@@ -835,7 +853,12 @@ std::weak_ptr<RequestRunner::Running> RequestRunner::Start(InferenceRequest requ
     InferenceRequest one = request;
     one.n = one.best_of = 1;
     one.seed = seed + choice;
-    if (request.best_of > request.n) one.top_logprobs = std::max(one.top_logprobs, 0);  // to choose by
+    if (!request.chat) one.shown = request.n;
+    if (request.best_of > request.n) {
+      // What choices are compared by is not for an echo to show: that would score the prompt.
+      one.echo = request.echo && request.top_logprobs >= 0;
+      one.top_logprobs = std::max(one.top_logprobs, 0);
+    }
     if (choice > 0) {
       // The prompt is scored once.
       one.prompt_logprobs = -1;

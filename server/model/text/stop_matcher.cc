@@ -34,7 +34,7 @@ StopMatcher::StopMatcher(std::vector<std::string> stops, bool include) : include
   }
 }
 
-StopMatcher::Result StopMatcher::Push(std::string_view text) {
+StopMatcher::Result StopMatcher::Push(std::string_view text, bool may_match) {
   Result result;
   if (matched_) return result;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -43,7 +43,10 @@ StopMatcher::Result StopMatcher::Push(std::string_view text) {
       Stop& stop = stops_[s];
       while (stop.state > 0 && stop.text[stop.state] != text[i]) stop.state = stop.border[stop.state];
       if (stop.text[stop.state] == text[i]) ++stop.state;
-      if (stop.state == stop.text.size() && stop.text.size() > longest) {
+      if (stop.state < stop.text.size()) continue;
+      if (!may_match) {
+        stop.state = stop.border[stop.state];
+      } else if (stop.text.size() > longest) {
         longest = stop.text.size();
         result.matched = s;
       }

@@ -30,7 +30,9 @@ class StopMatcher {
 
   // After a match, Push and Flush return nothing. Costs O(bytes of text x stop strings).
   // `text` must be whole UTF-8 characters; then so is every `emit`, provided that the stop strings are too.
-  Result Push(std::string_view text);
+  // `may_match` false: a stop string that ends in `text` is passed over, one that only begins there may match
+  // later.
+  Result Push(std::string_view text, bool may_match = true);
   // The held text, once no more comes (end of sequence, length reached).
   std::string Flush();
 

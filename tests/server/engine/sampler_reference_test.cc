@@ -265,7 +265,7 @@ TEST(SamplerErrors, NothingLeftToDraw) {
   SamplingParams p;
   p.allowed_token_ids = {1};
   p.bad_words = {{1}};
-  EXPECT_EQ(sampler.Sample(std::span(logits), p, {}).status().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(sampler.Sample(std::span(logits), p, {}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(TokenCounts, CountsTheAnswerApartFromThePrompt) {

@@ -175,6 +175,7 @@ TEST(OpenAiRequestTest, NoTokensButTheEchoedPrompt) {
   EXPECT_TRUE(r.prompt_only);
   EXPECT_EQ(r.max_tokens, 1u);
   EXPECT_EQ(std::get<ApiError>(ParseCompletion(Text(R"("max_tokens":0)"))).param, "max_tokens");
+  EXPECT_EQ(std::get<ApiError>(ParseCompletion(Text(R"("max_tokens":0,"echo":true,"n":2)"))).param, "n");
 }
 
 TEST(OpenAiRequestTest, BestOfIsForCompletions) {

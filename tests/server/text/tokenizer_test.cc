@@ -397,6 +397,14 @@ TEST(StopMatcher, HoldsBackWhatMayBecomeAStop) {
   EXPECT_EQ(m.Flush(), "##");
 }
 
+TEST(StopMatcher, PassesOverStopsThatEndTooEarly) {
+  StopMatcher matcher = Matcher({"\n\n"});
+  EXPECT_EQ(matcher.Push("a\n\nb\n", /*may_match=*/false).emit, "a\n\nb");
+  const auto late = matcher.Push("\nc");
+  EXPECT_EQ(late.matched, 0u) << "the stop began before and ended after";
+  EXPECT_EQ(late.emit, "");
+}
+
 TEST(StopMatcher, StopsAcrossPieces) {
   auto m = Matcher({"xyz", "END"});
   EXPECT_EQ(m.Push("one E").emit, "one ");
