@@ -135,7 +135,8 @@ int RunJsonLines(int in, std::FILE* out, std::string_view error_prefix, const Li
   }
   if (!rest.empty()) take(rest);
   flush();
-  if (std::fflush(out) != 0 || n < 0) {
+  // A write that failed earlier is not seen by the last flush: what could not be written is dropped.
+  if (std::fflush(out) != 0 || std::ferror(out) != 0 || n < 0) {
     std::fprintf(stderr, "tidepool: %s\n", std::strerror(errno));
     return 1;
   }

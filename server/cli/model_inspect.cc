@@ -296,7 +296,7 @@ std::string Short(uint64_t n) {
 
 // A value for a table: objects and lists in one line, without quotes.
 std::string Cell(const ordered_json& value) {
-  if (value.is_string()) return value.get<std::string>();
+  if (value.is_string()) return Printable(value.get_ref<const std::string&>());
   if (value.is_null()) return "none";
   if (value.is_array()) {
     std::string out;
@@ -306,7 +306,7 @@ std::string Cell(const ordered_json& value) {
   if (value.is_object()) {
     std::string out;
     for (const auto& [key, item] : value.items())
-      absl::StrAppend(&out, out.empty() ? "" : ", ", key, " ", Cell(item));
+      absl::StrAppend(&out, out.empty() ? "" : ", ", Printable(key), " ", Cell(item));
     return out.empty() ? "none" : out;
   }
   return value.dump();

@@ -1,7 +1,9 @@
 // `tidepool model render TEMPLATE`: chat templates outside of a server, one request or a stream of them.
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -124,6 +126,10 @@ int Run(const Options& options) {
       return 1;
     }
     std::fwrite(rendered->text.data(), 1, rendered->text.size(), stdout);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      ReportError(absl::UnavailableError(absl::StrCat("stdout: ", std::strerror(errno))));
+      return 1;
+    }
     return 0;
   }
   return RunJsonLines(STDIN_FILENO, stdout, "\"ok\":false,", [&](const OrderedJson& line, std::string& out) {

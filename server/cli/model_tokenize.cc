@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "server/cli/config_flags.h"
 #include "server/cli/jsonl.h"
@@ -84,7 +85,7 @@ int EncodeOne(const Tokenizer& tokenizer, const Options& options) {
   }
   std::vector<std::vector<std::string>> rows;
   for (int32_t id : *ids) {
-    rows.push_back({std::to_string(id), std::string(tokenizer.TokenPiece(id).value_or("")),
+    rows.push_back({std::to_string(id), Printable(tokenizer.TokenPiece(id).value_or("")),
                     tokenizer.is_special(id) ? "special" : ""});
   }
   std::fputs(FormatTable({"id", "token", ""}, rows).c_str(), stdout);

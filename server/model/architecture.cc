@@ -9,10 +9,8 @@ constexpr TensorPrefix kInsideMultimodal[] = {{"language_model.model.", "languag
                                               {"model.language_model.", ""}};
 
 constexpr FieldRule kCommonRules[] = {
-    {"quantization_config", "[]"},
-    {"is_encoder_decoder", "[false]"},
-    {"logits_scaling", "[1, 1.0]"},
-    {"attention_multiplier", "[]"},
+    {"quantization_config", "[]"},  {"is_encoder_decoder", "[false]"}, {"is_causal", "[true]"},
+    {"logits_scaling", "[1, 1.0]"}, {"attention_multiplier", "[]"},
 };
 
 constexpr std::string_view kSiluOnly = R"(["silu", "swish"])";
@@ -146,7 +144,7 @@ constexpr Architecture Mixtral() {
   a.name = "MixtralForCausalLM";
   a.family = "mixtral";
   a.defaults = R"({"num_key_value_heads": 8, "num_experts": 8, "num_experts_per_tok": 2,
-                   "rms_norm_eps": 1e-5})";
+                   "rms_norm_eps": 1e-5, "rope_theta": 1000000.0})";
   a.router = "layers.{}.block_sparse_moe.gate.weight";
   a.expert_gate = "layers.{}.block_sparse_moe.experts.[].w1.weight";
   a.expert_up = "layers.{}.block_sparse_moe.experts.[].w3.weight";

@@ -75,7 +75,8 @@ void ScaleHidden(ordered_json& config, uint32_t hidden, const ShapeChanges& chan
   config["num_attention_heads"] = heads;
   uint32_t kv_heads =
       std::min(heads, changes.kv_heads.value_or(Number(config, "num_key_value_heads", old_heads)));
-  while (!changes.kv_heads && heads % kv_heads != 0) --kv_heads;
+  // A config that gives 0 of them is refused later.
+  while (!changes.kv_heads && kv_heads > 1 && heads % kv_heads != 0) --kv_heads;
   config["num_key_value_heads"] = kv_heads;
   if (!changes.head_dim) {
     const uint32_t head_dim = Number(config, "head_dim", old / std::max(1u, old_heads));
@@ -449,11 +450,17 @@ class PartialDir {
     }
     auto partial = std::unique_ptr<PartialDir>(new PartialDir);
     partial->target_ = target;
-    partial->path_ = target.string() + ".partial-" + std::to_string(::getpid());
-    if (fs::create_directories(partial->path_, error); error) {
-      return absl::UnavailableError(
-          absl::StrCat(partial->path_.string(), " cannot be created: ", error.message()));
+    const fs::path path = target.string() + ".partial-" + std::to_string(::getpid());
+    if (path.has_parent_path()) fs::create_directories(path.parent_path(), error);
+    // Only one that was not there: what an earlier run left would end up in the checkpoint.
+    if (!error && !fs::create_directory(path, error) && !error) {
+      return absl::AlreadyExistsError(
+          absl::StrCat(path.string(), " is there already, left by a run that was killed; remove it"));
     }
+    if (error) {
+      return absl::UnavailableError(absl::StrCat(path.string(), " cannot be created: ", error.message()));
+    }
+    partial->path_ = path;
     return partial;
   }
   ~PartialDir() {

@@ -2,6 +2,9 @@
 
 #include <utf8proc.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "server/model/strings/utf8.h"
 
 namespace tidepool::unicode {
@@ -152,12 +155,11 @@ std::string_view StripWhiteSpace(std::string_view text, bool left, bool right) {
 }
 
 std::string_view StripChars(std::string_view text, std::string_view chars, bool left, bool right) {
-  return StripIf(text, left, right, [&](uint32_t cp) {
-    for (size_t pos = 0; pos < chars.size();) {
-      if (utf8::Next(chars, pos) == cp) return true;
-    }
-    return false;
-  });
+  std::vector<uint32_t> set;
+  for (size_t pos = 0; pos < chars.size();) set.push_back(utf8::Next(chars, pos));
+  std::sort(set.begin(), set.end());
+  return StripIf(text, left, right,
+                 [&](uint32_t cp) { return std::binary_search(set.begin(), set.end(), cp); });
 }
 
 }  // namespace tidepool::unicode

@@ -1,6 +1,8 @@
 #include "server/model/template/chat_template.h"
 
 #include <algorithm>
+#include <exception>
+#include <new>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -81,6 +83,9 @@ absl::StatusOr<MarkedText> ChatTemplate::Render(const nlohmann::ordered_json& re
     return ToStatus(failure);
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("chat template: no memory left");
+  } catch (const std::exception& error) {
+    // Whatever a template finds next must not take the process down.
+    return absl::InternalError(absl::StrCat("chat template: ", error.what()));
   }
 }
 

@@ -19,8 +19,13 @@ namespace {
 // The sandbox's MAX_RANGE.
 constexpr int64_t kRangeMax = 100'000;
 
-Value MakeFn(std::string name, std::function<Value(Interpreter&, Args&)> fn) {
+// Unlike strchr, which finds the NUL behind every set.
+bool Has(std::string_view set, char c) { return set.find(c) != set.npos; }
+
+Value MakeFn(std::string name, std::function<Value(Interpreter&, Args&)> fn, int depth = 0) {
+  CheckDepth(depth);
   auto callable = std::make_shared<Callable>();
+  callable->depth = depth;
   callable->name = std::move(name);
   callable->call = std::move(fn);
   return Value(std::shared_ptr<const Callable>(std::move(callable)));
@@ -139,12 +144,16 @@ Value SplitBy(Interpreter& in, const Text& whole, std::string_view separator, in
 Value RSplitBy(Interpreter& in, const Text& whole, std::string_view separator, int64_t max) {
   Pieces pieces(in, whole);
   std::string_view text = whole.str();
-  while (max < 0 || pieces.count() < max) {
+  // Forwards through both backwards: a search from the end is quadratic in the standard library.
+  in.budget().Allocate(text.size() + separator.size());
+  const std::string backwards(text.rbegin(), text.rend()), wanted(separator.rbegin(), separator.rend());
+  for (size_t done = 0; max < 0 || pieces.count() < max;) {
     in.budget().Read(separator.size());
-    const size_t at = text.rfind(separator);
-    if (at == text.npos) break;
-    pieces.Add(text.substr(at + separator.size()));
-    text = text.substr(0, at);
+    const size_t at = FindBytes(backwards, wanted, done);
+    if (at == backwards.npos) break;
+    pieces.Add(text.substr(text.size() - (at - done)));
+    text.remove_suffix(at - done + separator.size());
+    done = at + wanted.size();
   }
   pieces.Add(text);
   pieces.Reverse();
@@ -478,19 +487,22 @@ const absl::flat_hash_map<std::string, StrMethod>& StrMethods() {
 // --- list, tuple and mapping methods ---
 
 Value SeqMethod(const Value& object, const std::string& name) {
-  return MakeFn(name, [object, name](Interpreter& in, Args& args) {
-    const auto& items = object.seq().items;
-    if (name == "copy") return ListOf(in, items).MarkedIf(object.is_data());
-    const Value& wanted = Need(args, 0, name.c_str());
-    int64_t n = 0;
-    for (size_t i = 0; i < items.size(); ++i) {
-      if (!Equal(items[i], wanted, in.budget())) continue;
-      if (name == "index") return Value(static_cast<int64_t>(i));
-      ++n;
-    }
-    if (name == "index") Fail("ValueError", absl::StrCat(in.Str(wanted).str(), " is not in list"));
-    return Value(n);
-  });
+  return MakeFn(
+      name,
+      [object, name](Interpreter& in, Args& args) {
+        const auto& items = object.seq().items;
+        if (name == "copy") return ListOf(in, items).MarkedIf(object.is_data());
+        const Value& wanted = Need(args, 0, name.c_str());
+        int64_t n = 0;
+        for (size_t i = 0; i < items.size(); ++i) {
+          if (!Equal(items[i], wanted, in.budget())) continue;
+          if (name == "index") return Value(static_cast<int64_t>(i));
+          ++n;
+        }
+        if (name == "index") Fail("ValueError", absl::StrCat(in.Str(wanted).str(), " is not in list"));
+        return Value(n);
+      },
+      object.depth() + 1);
 }
 
 Value DictView(Interpreter& in, const Dict& dict, SeqKind kind) {
@@ -506,24 +518,27 @@ Value DictView(Interpreter& in, const Dict& dict, SeqKind kind) {
 }
 
 Value DictMethod(const Value& object, const std::string& name) {
-  return MakeFn(name, [object, name](Interpreter& in, Args& args) {
-    const Dict& dict = object.dict();
-    if (name == "get") {
-      if (!args.keyword.empty()) TypeError("dict.get() takes no keyword arguments");
-      const Value& key = Need(args, 0, "get");
-      if (key.is_dict() || key.is_seq(SeqKind::kList)) {
-        TypeError(absl::StrCat("unhashable type: '", key.TypeName(), "'"));
-      }
-      if (const Value* value = dict.Find(key, in.budget())) return *value;
-      return args.positional.size() > 1 ? args.positional[1] : Value();
-    }
-    if (name == "copy") return object;  // a mapping never changes here
-    return DictView(in, dict,
-                    name == "items"  ? SeqKind::kDictItems
-                    : name == "keys" ? SeqKind::kDictKeys
-                                     : SeqKind::kDictValues)
-        .MarkedIf(object.is_data());
-  });
+  return MakeFn(
+      name,
+      [object, name](Interpreter& in, Args& args) {
+        const Dict& dict = object.dict();
+        if (name == "get") {
+          if (!args.keyword.empty()) TypeError("dict.get() takes no keyword arguments");
+          const Value& key = Need(args, 0, "get");
+          if (key.is_dict() || key.is_seq(SeqKind::kList)) {
+            TypeError(absl::StrCat("unhashable type: '", key.TypeName(), "'"));
+          }
+          if (const Value* value = dict.Find(key, in.budget())) return *value;
+          return args.positional.size() > 1 ? args.positional[1] : Value();
+        }
+        if (name == "copy") return object;  // a mapping never changes here
+        return DictView(in, dict,
+                        name == "items"  ? SeqKind::kDictItems
+                        : name == "keys" ? SeqKind::kDictKeys
+                                         : SeqKind::kDictValues)
+            .MarkedIf(object.is_data());
+      },
+      object.depth() + 1);
 }
 
 bool OneOf(std::string_view name, std::initializer_list<std::string_view> names) {
@@ -784,8 +799,7 @@ Value TitleFilter(Interpreter& in, const Value& input, Args&) {
   for (size_t pos = 0; pos < text.size();) {
     const size_t begin = pos;
     const uint32_t cp = utf8::Next(text, pos);
-    const bool boundary =
-        unicode::IsSpace(cp) || (cp < 0x80 && std::strchr("-({[<", static_cast<int>(cp)) != nullptr);
+    const bool boundary = unicode::IsSpace(cp) || (cp < 0x80 && Has("-({[<", static_cast<char>(cp)));
     if (boundary) {
       flush();
       out.append(text, begin, pos - begin);
@@ -1186,7 +1200,7 @@ Conversion ReadConversion(const std::string& format, size_t& at) {
     }
     return n;
   };
-  for (; std::strchr("-+ #0", more()) != nullptr; ++at) c.flags.push_back(format[at]);
+  for (; Has("-+ #0", more()); ++at) c.flags.push_back(format[at]);
   if (c.flags.size() > 16) Fail("ValueError", "too many format flags");
   c.width = number();
   if (more() == '.') {
@@ -1214,8 +1228,8 @@ Text Aligned(Interpreter& in, Text text, const Conversion& c) {
 }
 
 std::string FormatNumber(Interpreter& in, const Conversion& c, const Value& value) {
-  const bool integer = std::strchr("diuxXo", c.kind) != nullptr;
-  const bool digits = std::strchr("xXo", c.kind) != nullptr;  // of an integer only, and signed in Python
+  const bool integer = Has("diuxXo", c.kind);
+  const bool digits = Has("xXo", c.kind);  // of an integer only, and signed in Python
   if (digits && !value.is_integral()) {
     TypeError(
         absl::StrCat("%", std::string(1, c.kind), " format: an integer is required, not ", value.TypeName()));
@@ -1273,7 +1287,7 @@ Text PercentFormat(Interpreter& in, const Text& format, const std::vector<Value>
       out.Append(format, percent, percent + 1);
       continue;
     }
-    if (std::strchr("srdiuxXofFeEgG", c.kind) == nullptr) {
+    if (!Has("srdiuxXofFeEgG", c.kind)) {
       Fail("ValueError", absl::StrCat("unsupported format character '", std::string(1, c.kind), "'"));
     }
     if (used >= args.size()) TypeError("not enough arguments for format string");
@@ -1341,17 +1355,21 @@ bool FindMethod(const Value& object, const std::string& name, Value& method) {
     return true;
   }
   if (object.is_loop() && OneOf(name, {"cycle", "changed"})) {
-    method = MakeFn(name, [object, name](Interpreter& in, Args& args) {
-      Loop& loop = object.loop();
-      if (name == "cycle") {
-        if (args.positional.empty()) TypeError("no items for cycling given");
-        return args.positional[loop.at % args.positional.size()];
-      }
-      const Value now = Value::MakeSeq(SeqKind::kTuple, args.positional);
-      const bool same = !loop.last_changed.empty() && Equal(loop.last_changed[0], now, in.budget());
-      loop.last_changed = {now};
-      return Value(!same);
-    });
+    method = MakeFn(
+        name,
+        [object, name](Interpreter& in, Args& args) {
+          Loop& loop = object.loop();
+          if (name == "cycle") {
+            if (args.positional.empty()) TypeError("no items for cycling given");
+            return args.positional[loop.at % args.positional.size()];
+          }
+          const Value now = Value::MakeSeq(SeqKind::kTuple, args.positional);
+          const bool same = !loop.last_changed.empty() && Equal(loop.last_changed[0], now, in.budget());
+          if (loop.last_changed.empty()) in.KeepChanged(object);
+          loop.last_changed = {now};
+          return Value(!same);
+        },
+        object.depth() + 1);
     return true;
   }
   return false;

@@ -122,6 +122,7 @@ Interpreter::~Interpreter() {
     members->entries.clear();
   }
   for (const auto& scope : captured_) scope->variables.clear();
+  for (const Value& loop : changed_) loop.loop().last_changed.clear();
 }
 
 MarkedText Interpreter::Run(const Template& parsed) {
@@ -139,6 +140,11 @@ Value Interpreter::MakeNamespace(Dict members) {
   budget_.Allocate(sizeof(Dict));
   namespaces_.push_back(std::make_shared<Dict>(std::move(members)));
   return Value(Value::Namespace{namespaces_.back()});
+}
+
+void Interpreter::KeepChanged(const Value& loop) {
+  budget_.Allocate(sizeof(Value));
+  changed_.push_back(loop);
 }
 
 void Interpreter::CheckOutput(size_t bytes, const Text& out) {
@@ -246,6 +252,8 @@ Interpreter::Signal Interpreter::ExecFor(const Stmt& stmt, const std::shared_ptr
     }
     loop->items = std::move(kept);
   }
+  for (const Value& item : loop->items) loop->nesting = std::max(loop->nesting, item.depth() + 1);
+  CheckDepth(loop->nesting);
   if (loop->items.empty()) return Exec(stmt.otherwise, Child(scope), out);
   for (; loop->at < loop->items.size(); ++loop->at) {
     budget_.Step();

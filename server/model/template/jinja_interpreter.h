@@ -48,6 +48,8 @@ class Interpreter {
   Value ApplyFilter(const std::string& name, const Value& input, Args& args);
   bool ApplyTest(const std::string& name, const Value& input, Args& args);
   Value MakeNamespace(Dict members);
+  // For a loop whose `changed` is called: what it remembers is forgotten when the rendering ends.
+  void KeepChanged(const Value& loop);
   // Charges a string to the budget and wraps it.
   Value Made(Text text) {
     budget_.Allocate(text.cost() + kStringOverhead);
@@ -90,6 +92,7 @@ class Interpreter {
   // end.
   std::vector<std::shared_ptr<Scope>> captured_;
   std::vector<std::shared_ptr<Dict>> namespaces_;
+  std::vector<Value> changed_;  // loops that remember a value, which may be or hold themselves
 };
 
 // The built-in filters, tests, functions and methods (jinja_builtins.cc).

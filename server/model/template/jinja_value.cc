@@ -20,14 +20,14 @@ namespace {
 
 absl::string_view Sv(std::string_view s) { return {s.data(), s.size()}; }
 
+}  // namespace
+
 void CheckDepth(int depth) {
   if (depth > kNestingMax) {
     throw Failure{Failure::kLimit, "RecursionError",
                   absl::StrCat("values nested more than ", kNestingMax, " deep")};
   }
 }
-
-}  // namespace
 
 void Fail(std::string type, std::string message) {
   throw Failure{Failure::kTemplate, std::move(type), std::move(message)};
@@ -91,6 +91,8 @@ Value Value::MakeUndefined(std::string message, std::string type) {
 int Value::depth() const {
   if (is_seq()) return seq().depth;
   if (is_dict()) return dict().depth;
+  if (is_loop()) return loop().nesting;
+  if (is_callable()) return callable().depth;
   return 0;
 }
 
@@ -233,7 +235,10 @@ const Value* Dict::Find(std::string_view key) const {
 }
 
 const Value* Dict::Find(const Value& key, Budget& budget) const {
-  if (key.is_string()) return Find(std::string_view(key.str()));
+  if (key.is_string()) {
+    budget.Read(key.str().size());
+    return Find(std::string_view(key.str()));
+  }
   std::string hash;
   HashKey(key, hash, budget);
   const auto it = others.find(hash);
@@ -251,7 +256,11 @@ void Dict::Set(Text key, Value value) {
 }
 
 void Dict::Set(Value key, Value value, Budget& budget) {
-  if (key.is_string()) return Set(key.text(), std::move(value));
+  if (key.is_string()) {
+    budget.Read(key.str().size());
+    if (Find(std::string_view(key.str())) == nullptr) budget.Allocate(2 * key.str().size());
+    return Set(key.text(), std::move(value));
+  }
   std::string hash;
   HashKey(key, hash, budget);
   depth = std::max({depth, value.depth() + 1, key.depth() + 1});

@@ -33,6 +33,8 @@ struct Failure {
 
 // Deepest nesting of lists and mappings: they are printed, compared and freed by recursion.
 inline constexpr int kNestingMax = 128;
+// Raises where `depth` is above it.
+void CheckDepth(int depth);
 
 class Value;
 struct Args;
@@ -91,6 +93,7 @@ struct Loop;
 
 struct Callable {
   std::string name;
+  int depth = 0;  // of the value that a bound method belongs to, and one more
   std::function<Value(Interpreter&, Args&)> call;
 };
 
@@ -212,7 +215,8 @@ struct Dict {
 struct Loop {
   std::vector<Value> items;
   size_t at = 0;
-  int depth = 1;
+  int depth = 1;    // of loops in loops
+  int nesting = 1;  // as Value::depth
   std::vector<Value> last_changed;
 };
 

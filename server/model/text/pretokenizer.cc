@@ -276,6 +276,8 @@ absl::StatusOr<std::string_view> PreTokenizer::Apply(std::string_view text, bool
   scratch.spans.clear();
   if (text.empty()) return text;
   scratch.spans.push_back({0, static_cast<uint32_t>(text.size())});
+  // One rewriting makes a character at most a few times as long; a file that chains them is after our memory.
+  const size_t bytes_max = 32 * text.size() + 4096;
   int buffer = 0;
   // Writes the pieces anew, each by `write(piece, out)`.
   const auto rewrite = [&](auto write) {
@@ -290,6 +292,10 @@ absl::StatusOr<std::string_view> PreTokenizer::Apply(std::string_view text, bool
     text = out;
   };
   for (const Step& step : steps_) {
+    if (text.size() > bytes_max) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("pre_tokenizer makes more than ", bytes_max, " bytes of the text"));
+    }
     if (step.kind == Kind::kMetaspace) {
       rewrite([&](const Regex::Span& span, std::string& out) {
         const std::string_view piece = text.substr(span.begin, span.end - span.begin);

@@ -109,6 +109,12 @@ TEST(ChatTemplate, FormatsAsPrintfDoes) {
 }
 
 // 1, 1.0 and true are one key in Python.
+TEST(ChatTemplate, ANulByteIsNoFormatCharacter) {
+  using namespace std::string_literals;
+  EXPECT_NE(Text("{{ '%1\0d' % 1 }}"s).find("unsupported format character"), std::string::npos);
+  EXPECT_EQ(Text("{{ 'a\0b' | title }}"s), "A\0b"s);
+}
+
 TEST(ChatTemplate, KeysMeetAsInPython) {
   EXPECT_EQ(
       Text("{% set d = {1: 'a', 2.5: 'b', (1, 'x'): 'c', none: 'd'} %}{{ d[1.0] }}{{ d[true] }}{{ d[2.5] }}"
@@ -195,6 +201,8 @@ TEST(ChatTemplateLimits, LongTextsTakeLinearTime) {
   };
   fast("{{ x.rsplit() | length }}", {{"x", words}});
   fast("{{ x.split('b') | length }}", {{"x", words}});
+  fast("{{ x.rsplit(y) | length }}{{ x.strip(z) | length }}",
+       {{"x", repeated}, {"y", std::string(500'000, 'a') + 'b'}, {"z", std::string(50'000, 'b') + 'a'}});
   fast("{{ y in x }}{{ x.find(y) }}{{ x.rfind(y) }}{{ x.count(y) }}{{ x.replace(y, '') | length }}",
        {{"x", repeated}, {"y", std::string(500'000, 'a') + 'b'}});
   fast("{% set d = dict(items) %}{{ d | length }}", {{"items", [] {
@@ -236,6 +244,22 @@ TEST(ChatTemplateLimits, DeepValuesStop) {
 }
 
 // A chain of namespaces is as deep as it likes: it is taken apart without recursion.
+TEST(ChatTemplateLimits, MethodsAndLoopsCountAsNesting) {
+  ExpectLimited(
+      "{% set ns = namespace(x=0) %}{% for i in range(60000) %}{% set ns.x = [ns.x].count %}{% endfor %}");
+  ExpectLimited(
+      "{% set ns = namespace(x=[1]) %}{% for i in range(60000) %}{% for y in ns.x %}{% set ns.x = [loop] %}"
+      "{% endfor %}{% endfor %}");
+  // A loop that remembers itself: the leak checker's case.
+  EXPECT_EQ(Text("{% for i in [1] %}{{ loop.changed(loop) }}{% endfor %}"), "True");
+}
+
+TEST(ChatTemplateLimits, KeysAreCharged) {
+  ExpectLimited(
+      "{% set s = 'a' * 8000000 %}{% set ns = namespace(l=[]) %}{% for i in range(100) %}"
+      "{% set ns.l = ns.l + [{s: i}] %}{% endfor %}");
+}
+
 TEST(ChatTemplateLimits, LongChainsOfNamespacesAreFreed) {
   EXPECT_EQ(Text("{% set ns = namespace(prev=none) %}{% for i in range(90000) %}"
                  "{% set ns.prev = namespace(prev=ns.prev) %}{% endfor %}ok"),
