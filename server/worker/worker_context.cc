@@ -72,25 +72,27 @@ OutputToken FromProto(const v1::OutputToken& token) {
   return out;
 }
 
-void ToProto(const OutputToken& token, v1::OutputToken& out) {
-  out.set_id(token.id);
-  out.set_index(token.index);
-  out.set_logprob(token.logprob);
-  for (const TokenLogprob& t : token.top) {
+// What both kinds of message hold of a token's likeliest rivals.
+template <typename Message>
+static void AddTop(const TopLogprobs& tokens, Message& out) {
+  for (const TokenLogprob& t : tokens) {
     auto* top = out.add_top();
     top->set_id(t.id);
     top->set_logprob(t.logprob);
   }
 }
 
+void ToProto(const OutputToken& token, v1::OutputToken& out) {
+  out.set_id(token.id);
+  out.set_index(token.index);
+  out.set_logprob(token.logprob);
+  AddTop(token.top, out);
+}
+
 void ToProto(const PromptLogprob& score, v1::PromptLogprob& out) {
   out.set_logprob(score.logprob);
   out.set_rank(score.rank);
-  for (const TokenLogprob& t : score.top) {
-    auto* top = out.add_top();
-    top->set_id(t.id);
-    top->set_logprob(t.logprob);
-  }
+  AddTop(score.top, out);
 }
 
 void FromProto(const v1::Sampling& from, SequenceSpec& spec) {

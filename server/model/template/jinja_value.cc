@@ -245,7 +245,7 @@ const Value* Dict::Find(const Value& key, Budget& budget) const {
   return it == others.end() ? nullptr : &entries[it->second].second;
 }
 
-void Dict::Set(Text key, Value value) {
+bool Dict::Set(Text key, Value value) {
   depth = std::max(depth, value.depth() + 1);
   const auto [it, added] = index.try_emplace(key.str(), entries.size());
   if (added) {
@@ -253,13 +253,15 @@ void Dict::Set(Text key, Value value) {
   } else {
     entries[it->second].second = std::move(value);
   }
+  return added;
 }
 
 void Dict::Set(Value key, Value value, Budget& budget) {
   if (key.is_string()) {
-    budget.Read(key.str().size());
-    if (Find(std::string_view(key.str())) == nullptr) budget.Allocate(2 * key.str().size());
-    return Set(key.text(), std::move(value));
+    const size_t bytes = key.str().size();
+    budget.Read(bytes);
+    if (Set(key.text(), std::move(value))) budget.Allocate(2 * bytes);
+    return;
   }
   std::string hash;
   HashKey(key, hash, budget);

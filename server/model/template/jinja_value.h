@@ -206,9 +206,9 @@ struct Dict {
   // Raise for unhashable keys.
   const Value* Find(const Value& key, Budget& budget) const;
   void Set(Value key, Value value, Budget& budget);
-  // String keys.
+  // String keys. Set: whether the key is new.
   const Value* Find(std::string_view key) const;
-  void Set(Text key, Value value);
+  bool Set(Text key, Value value);
 };
 
 // The `loop` variable of one running loop.

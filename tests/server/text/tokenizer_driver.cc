@@ -2,9 +2,9 @@
 //
 //   tokenizer_driver TOKENIZER_JSON
 //
-// Reads JSON lines, writes one for each: {"b64": text, "special": bool} -> {"ids"}; {"decode": ids, "skip":
-// bool} ->
-// {"text", "streamed"}, decoded at once and token by token; either may answer {"error"}.
+// Reads JSON lines, writes one for each: {"b64": text, "special": bool} -> {"ids"};
+// {"decode": ids, "skip": bool} -> {"text", "streamed"}, decoded at once and token by token; either may
+// answer {"error"}.
 #include <cstdio>
 #include <fstream>
 #include <iostream>
