@@ -228,10 +228,11 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& dir) {
   std::map<std::string, std::string> weight_map;
   std::set<std::string> files;
   for (const auto& [name, file] : map->items()) {
-    // A shard lies beside the index: a path could read what the operator did not point at.
+    // A shard lies beside the index: a path could read what the operator did not point at. Its name stands in
+    // messages of one line, and no real one has a control character.
     const std::string f = file.is_string() ? file.get<std::string>() : std::string();
     if (f.empty() || f == "." || f == ".." || f.find('/') != std::string::npos ||
-        f.find('\0') != std::string::npos) {
+        std::ranges::any_of(f, [](unsigned char c) { return c < 0x20 || c == 0x7f; })) {
       return absl::InvalidArgumentError(absl::StrCat(kIndex, ": tensor ", Quoted(name), ": ",
                                                      JsonForMessage(file),
                                                      " is not the name of a file beside the index"));

@@ -1,11 +1,12 @@
 """Runs the libFuzzer programs and writes what became of each.
 
-Usage: run.py --build FOLDER --results FILE [--seconds N] [--jobs N] [--filter RE]
+Usage: run.py --build FOLDER --results FILE [--seconds N] [--seed N] [--jobs N] [--filter RE]
        run.py --results FILE --skip REASON
 
 FOLDER holds the <target>_fuzz programs. Each starts from tests/fuzz/corpus/<target> and from what earlier runs
-found (FOLDER/found/<target>); --seconds 0 only runs these once. An input that fails is left in
-FOLDER/artifacts. FILE: JSON list of {name, result, detail} as tests/integration/run.py writes it. Exit code 1
+found (FOLDER/found/<target>); --seconds 0 only runs these once. In a fresh clone equal programs and an equal
+--seed try the same inputs in the same order, so that a change is judged by itself and not by luck; --seed 0
+draws another each time, for those who hunt. An input that fails is left in FOLDER/artifacts. FILE: JSON list of {name, result, detail} as tests/integration/run.py writes it. Exit code 1
 if any failed.
 """
 
@@ -39,7 +40,7 @@ def cause(log):
     return log.strip().splitlines()[-1] if log.strip() else "no output"
 
 
-def fuzz(build, target, seconds):
+def fuzz(build, target, seconds, seed):
     """(result, detail, log) of one target."""
     corpus = os.path.join(HERE, "corpus", target)
     found = os.path.join(build, "found", target)
@@ -51,7 +52,8 @@ def fuzz(build, target, seconds):
     if os.path.exists(dictionary):
         command.append(f"-dict={dictionary}")
     if seconds > 0:
-        command += [f"-max_total_time={seconds}", "-print_final_stats=1", found, corpus]
+        # Without -reload=0 the clock decides when the folders are read again.
+        command += [f"-max_total_time={seconds}", f"-seed={seed}", "-reload=0", "-print_final_stats=1", found, corpus]
     else:
         command += ["-runs=0", found, corpus]
     # The symbolizer of the compiler's own version; without one a report has addresses only.
@@ -84,6 +86,7 @@ def main():
     parser.add_argument("--build")
     parser.add_argument("--results", required=True)
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--filter", default="")
     parser.add_argument("--skip", help="run nothing: every target is skipped, for this reason")
@@ -99,7 +102,8 @@ def main():
             if options.skip:
                 cases[name] = ("skipped", options.skip)
             else:
-                running[pool.submit(fuzz, os.path.abspath(options.build), target, options.seconds)] = name
+                job = pool.submit(fuzz, os.path.abspath(options.build), target, options.seconds, options.seed)
+                running[job] = name
         for future in concurrent.futures.as_completed(running):
             result, detail, log = future.result()
             name = running[future]
