@@ -68,6 +68,11 @@ std::string Printable(std::string_view text) {
   return out;
 }
 
+absl::Status PrintableStatus(const absl::Status& status) {
+  const absl::string_view message = status.message();
+  return absl::Status(status.code(), Printable({message.data(), message.size()}));
+}
+
 absl::Status InitLogging(std::string_view role, std::string_view level) {
   const auto parsed = spdlog::level::from_str(std::string(level));
   if (parsed == spdlog::level::off && level != "off") {

@@ -16,6 +16,8 @@ namespace tidepool {
 // of writing, and bytes that are no UTF-8 become \xNN. Names out of files and from peers may hold any of
 // them.
 std::string Printable(std::string_view text);
+// The same status with its message as Printable gives it: for parsers, whose messages quote what they read.
+absl::Status PrintableStatus(const absl::Status& status);
 
 // Sends the process's log to stderr as "time level role[pid] message", the message as Printable gives it:
 // what others wrote can neither begin a line of its own nor drive the terminal. `level`: error, warn, info,

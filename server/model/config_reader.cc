@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/log.h"
 
 namespace tidepool {
 
@@ -60,6 +61,6 @@ void ConfigReader::Unsupported(std::string_view field, const nlohmann::json& val
                                             "; supported: ", std::string(supported))));
 }
 
-void ConfigReader::Add(absl::Status problem) { problems_.push_back(std::move(problem)); }
+void ConfigReader::Add(const absl::Status& problem) { problems_.push_back(PrintableStatus(problem)); }
 
 }  // namespace tidepool

@@ -38,7 +38,7 @@ class ConfigReader {
   void Invalid(std::string_view message);
   // Unimplemented: "<where>: <field> is <value>; supported: <supported>".
   void Unsupported(std::string_view field, const nlohmann::json& value, std::string_view supported);
-  void Add(absl::Status problem);
+  void Add(const absl::Status& problem);
 
   bool ok() const { return problems_.empty(); }
   const nlohmann::json& object() const { return object_; }

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/log.h"
 #include "base/status.h"
 
 namespace tidepool {
@@ -61,7 +62,7 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view
     json out = json::parse(text.begin(), text.end(), watch);
     if (!duplicate.empty()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(std::string(where), ": key \"", duplicate, "\" twice in one object"));
+          absl::StrCat(std::string(where), ": key \"", Printable(duplicate), "\" twice in one object"));
     }
     return out;
   } catch (const json::exception& e) {

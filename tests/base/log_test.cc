@@ -5,6 +5,11 @@
 namespace tidepool {
 namespace {
 
+TEST(Printable, KeepsAStatusCode) {
+  EXPECT_EQ(PrintableStatus(absl::DataLossError("key \"a\nb\"")), absl::DataLossError("key \"a\\x0ab\""));
+  EXPECT_TRUE(PrintableStatus(absl::OkStatus()).ok());
+}
+
 TEST(Printable, LeavesTextInAnyLanguageAlone) {
   const std::string text = "weights \"α.β\" 你好 🌊 ~ \xC2\xA0\xF4\x8F\xBF\xBF";
   EXPECT_EQ(Printable(text), text);

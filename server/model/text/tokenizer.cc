@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
+#include "base/log.h"
 #include "base/small_file.h"
 #include "base/status.h"
 #include "server/model/strings/utf8.h"
@@ -57,8 +58,9 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::FromJson(std::string
   // make_shared needs a public constructor.
   std::shared_ptr<Tokenizer> tokenizer(new Tokenizer());
   TP_ASSIGN_OR_RETURN(const json root, json_reader::Parse(tokenizer_json, name));
-  const auto named = [&](const absl::Status& status) { return Annotate(status, name); };
-  if (const auto status = tokenizer->ReadTokenizerJson(root); !status.ok()) return named(status);
+  if (const auto status = tokenizer->ReadTokenizerJson(root); !status.ok()) {
+    return Annotate(PrintableStatus(status), name);
+  }
   Sha256 sha;
   sha.Update(tokenizer_json);
   tokenizer->digest_ = HexEncode(sha.Finish());
@@ -253,8 +255,8 @@ absl::Status Tokenizer::ReadConfig(std::string_view text, std::string_view file,
     if (spelled.empty()) return absl::OkStatus();
     const auto found = PieceToId(spelled);
     if (!found) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(Sv(file), ": ", Sv(key), " '", spelled, "' is not a token of tokenizer.json"));
+      return absl::InvalidArgumentError(absl::StrCat(Sv(file), ": ", Sv(key), " '", Printable(spelled),
+                                                     "' is not a token of tokenizer.json"));
     }
     token = spelled;
     id = found;
