@@ -20,6 +20,11 @@ struct ModelConfig {
   uint32_t max_model_len = 0;  // tokens of prompt and answer; 0: the model's own
   // auto (sampling defaults from the model's generation_config.json, as in vLLM), off (OpenAI's neutral ones)
   std::string generation_config = "auto";
+  // How the model writes tool calls: auto (found by its chat template), hermes, llama3, mistral, none.
+  std::string tool_parser = "auto";
+  // Whether <think>...</think> is split off as reasoning: auto (where the template or the vocabulary knows
+  // it), think, none.
+  std::string reasoning_parser = "auto";
 };
 
 struct EngineConfig {
@@ -76,21 +81,76 @@ struct ApiKeyConfig {
   std::string tenant;
 };
 
+// What one tenant may use. 0: no limit. See server/gateway/tenant_limits.h.
+struct TenantLimitsConfig {
+  uint32_t requests_per_minute = 0;
+  uint32_t tokens_per_minute = 0;    // prompt and answer
+  uint32_t max_inflight = 0;         // sequences at once: each choice of `n` is one
+  uint32_t max_queued_requests = 0;  // admitted, without a first token
+  uint32_t max_queued_tokens = 0;    // prompt tokens of those
+};
+
+// PEM files of a listener. All empty: plain TCP.
+struct TlsConfig {
+  std::string cert;       // certificate, followed by its chain
+  std::string key;        // its private key
+  std::string client_ca;  // clients need a certificate signed by one of these: mutual TLS
+
+  bool enabled() const { return !cert.empty(); }
+};
+
+struct CorsConfig {
+  std::vector<std::string> allowed_origins;  // https://app.example, or * for any
+};
+
 struct GatewayConfig {
   std::string http_listen = "127.0.0.1:8000";
   std::string grpc_listen = "127.0.0.1:8001";
+  // HTTP /metrics, /livez, /readyz for operators. Metrics tell of all tenants together: where there are API
+  // keys or this is set, http_listen does not serve them.
+  std::string metrics_listen;
   std::vector<ApiKeyConfig> api_keys;  // empty: no authentication, one tenant "default"
-  std::string server_key;              // secret of the tenant salts; default: drawn at start
+  // YAML or JSON file of keys and tenants' limits (config/tenants.h), in api_keys' place; read again when it
+  // changes and on SIGHUP.
+  std::string api_keys_file;
+  // Without keys or client certificates a listener that others can reach is refused, unless this is set.
+  bool allow_unauthenticated = false;
+  std::string server_key;  // secret of the tenant salts; default: drawn at start
+  TlsConfig tls;           // of HTTP and gRPC
+  // Host headers taken beside localhost's, without port; of a listener that is not on loopback: any, if
+  // empty.
+  std::vector<std::string> allowed_hosts;
+  CorsConfig cors;
+  TenantLimitsConfig tenant_limits;  // of each tenant without its own
   uint32_t max_body_bytes = 10u << 20;
   uint32_t max_header_bytes = 32u << 10;
   uint32_t max_connections = 4096;
-  uint32_t max_inflight = 1024;                   // requests admitted at once; beyond: 429
+  uint32_t max_inflight = 1024;  // requests admitted at once; beyond: 429
+  // Admitted requests without a first token, and their prompt tokens; beyond: 429. A prompt of a million
+  // tokens fits. 0 requests: as many as max_inflight.
+  uint32_t max_queued_requests = 0;
+  uint32_t max_queued_tokens = 1u << 20;
   uint32_t max_stream_buffer_bytes = 256u << 10;  // of one slow client; beyond: it is cancelled
   absl::Duration request_timeout = absl::Minutes(10);
   absl::Duration header_timeout = absl::Seconds(10);
+  absl::Duration body_timeout = absl::Seconds(60);   // 10 MiB at 1.4 Mbit/s
   absl::Duration idle_timeout = absl::Seconds(120);  // keep-alive; above the usual client's 90 s
   absl::Duration slow_client_timeout = absl::Seconds(10);
   uint32_t max_retries = 2;  // of a request whose worker failed
+  // Compiled structured outputs that are kept, of all tenants; one is a few KiB to a few MiB.
+  uint64_t grammar_cache_bytes = 64ULL << 20;
+  // One JSON line a request: stderr (at log level info), off, or a file, opened again on SIGHUP.
+  std::string access_log = "stderr";
+  // Files and batches (/v1/files, /v1/batches) are kept here; empty: both are off. `serve` takes the user's
+  // state directory.
+  std::string batch_dir;
+  uint32_t batch_max_inflight = 32;              // batch lines at once, of all tenants; as engine.max_batch
+  uint64_t batch_max_file_bytes = 200ULL << 20;  // of one upload; OpenAI's
+  uint64_t batch_max_tenant_bytes = 4ULL << 30;  // of all files of one tenant
+  uint32_t batch_max_files = 1000;               // of one tenant
+  uint32_t batch_max_batches = 32;               // of one tenant, unfinished
+  uint32_t batch_max_lines = 50000;              // of one batch; OpenAI's
+  absl::Duration batch_file_ttl = absl::Hours(30 * 24);  // uploads and results; OpenAI's
 };
 
 struct ClusterConfig {

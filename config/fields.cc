@@ -38,6 +38,12 @@ const Field kFields[] = {
      .help = "prompt and answer together; 0 is the model's own", .min = 0, .max = 1 << 20, .unit = "tokens"},
     {TP_FIELD(model.generation_config), .kind = FieldKind::kChoice,
      .help = "auto takes sampling defaults from the model's generation_config.json", .choices = "auto|off"},
+    {TP_FIELD(model.tool_parser), .kind = FieldKind::kChoice,
+     .help = "how the model writes tool calls; auto asks its chat template",
+     .choices = "auto|hermes|llama3|mistral|none"},
+    {TP_FIELD(model.reasoning_parser), .kind = FieldKind::kChoice,
+     .help = "splits <think>...</think> off answers; auto where the model's template or vocabulary knows it",
+     .choices = "auto|think|none"},
 
     {TP_FIELD(engine.threads), .kind = FieldKind::kCount,
      .help = "compute threads of one worker; 0 is cores / workers on this machine, at least 1", .min = 0,
@@ -101,8 +107,36 @@ const Field kFields[] = {
      .common = true},
     {TP_FIELD(gateway.grpc_listen), .kind = FieldKind::kAddress, .help = "tidepool.v1.Inference",
      .common = true},
+    {TP_FIELD(gateway.metrics_listen), .kind = FieldKind::kText,
+     .help = "HTTP /metrics, /livez, /readyz for operators; with API keys, metrics are served nowhere else"},
     {TP_FIELD(gateway.api_keys), .kind = FieldKind::kApiKeys,
      .help = "who may call: SHA-256 of a key and its tenant; none is no authentication"},
+    {TP_FIELD(gateway.api_keys_file), .kind = FieldKind::kText,
+     .help = "file of keys and tenants' limits in api_keys' place; read again when it changes and on SIGHUP"},
+    {TP_FIELD(gateway.allow_unauthenticated), .kind = FieldKind::kBool,
+     .help = "lets a listener that others can reach take anybody's requests"},
+    {TP_FIELD(gateway.tls.cert), .kind = FieldKind::kText,
+     .help = "PEM certificate chain; HTTP and gRPC then speak TLS; read again when it changes"},
+    {TP_FIELD(gateway.tls.key), .kind = FieldKind::kText, .help = "PEM private key of gateway.tls.cert"},
+    {TP_FIELD(gateway.tls.client_ca), .kind = FieldKind::kText,
+     .help = "PEM certificates that clients' own must be signed by: mutual TLS"},
+    {TP_FIELD(gateway.allowed_hosts), .kind = FieldKind::kList,
+     .help = "names that clients may call this server by, beside localhost; * is any"},
+    {TP_FIELD(gateway.cors.allowed_origins), .kind = FieldKind::kList,
+     .help = "origins whose web pages may call, as https://app.example; * is any"},
+    {TP_FIELD(gateway.tenant_limits.requests_per_minute), .kind = FieldKind::kCount,
+     .help = "of one tenant; 0 is no limit", .min = 0, .max = 100'000'000, .unit = "requests"},
+    {TP_FIELD(gateway.tenant_limits.tokens_per_minute), .kind = FieldKind::kCount,
+     .help = "prompt and answer, of one tenant; 0 is no limit", .min = 0, .max = 4'000'000'000,
+     .unit = "tokens"},
+    {TP_FIELD(gateway.tenant_limits.max_inflight), .kind = FieldKind::kCount,
+     .help = "of one tenant at once, each choice of n counted; 0 is no limit", .min = 0, .max = 1 << 20,
+     .unit = "requests"},
+    {TP_FIELD(gateway.tenant_limits.max_queued_requests), .kind = FieldKind::kCount,
+     .help = "of one tenant, without a first token; 0 is no limit", .min = 0, .max = 1 << 20,
+     .unit = "requests"},
+    {TP_FIELD(gateway.tenant_limits.max_queued_tokens), .kind = FieldKind::kCount,
+     .help = "prompt tokens of those; 0 is no limit", .min = 0, .max = 1 << 30, .unit = "tokens"},
     {TP_FIELD(gateway.server_key), .kind = FieldKind::kText,
      .help = "secret of the tenants' cache salts; default: drawn at start", .secret = true},
     {TP_FIELD(gateway.max_body_bytes), .kind = FieldKind::kBytes, .help = "of one request", .min = 1 * kKiB,
@@ -113,12 +147,19 @@ const Field kFields[] = {
      .max = 1 << 20, .unit = "connections"},
     {TP_FIELD(gateway.max_inflight), .kind = FieldKind::kCount, .help = "admitted at once; beyond it 429",
      .min = 1, .max = 1 << 20, .unit = "requests"},
+    {TP_FIELD(gateway.max_queued_requests), .kind = FieldKind::kCount,
+     .help = "admitted, without a first token; beyond it 429; 0 is max_inflight", .min = 0, .max = 1 << 20,
+     .unit = "requests"},
+    {TP_FIELD(gateway.max_queued_tokens), .kind = FieldKind::kCount,
+     .help = "prompt tokens of those; beyond it 429", .min = 1, .max = 1 << 30, .unit = "tokens"},
     {TP_FIELD(gateway.max_stream_buffer_bytes), .kind = FieldKind::kBytes,
      .help = "unsent output of one slow client; beyond it the request is cancelled", .min = 1 * kKiB,
      .max = 1 * kGiB},
     {TP_FIELD(gateway.request_timeout), .kind = FieldKind::kDuration, .help = "of one request, all of it",
      .min = 100, .max = kMsDay},
-    {TP_FIELD(gateway.header_timeout), .kind = FieldKind::kDuration, .help = "to receive one request",
+    {TP_FIELD(gateway.header_timeout), .kind = FieldKind::kDuration,
+     .help = "to receive one request's head; also of a TLS handshake", .min = 10, .max = kMsHour},
+    {TP_FIELD(gateway.body_timeout), .kind = FieldKind::kDuration, .help = "to receive one request's body",
      .min = 10, .max = kMsHour},
     {TP_FIELD(gateway.idle_timeout), .kind = FieldKind::kDuration, .help = "of a kept-alive connection",
      .min = 10, .max = kMsDay},
@@ -126,6 +167,28 @@ const Field kFields[] = {
      .help = "a client that takes nothing for this long is cancelled", .min = 10, .max = kMsHour},
     {TP_FIELD(gateway.max_retries), .kind = FieldKind::kCount, .help = "of a request whose worker failed",
      .min = 0, .max = 10, .unit = "retries"},
+    {TP_FIELD(gateway.grammar_cache_bytes), .kind = FieldKind::kBytes,
+     .help = "compiled structured outputs that are kept; the least recently used go first", .min = 16 * kMiB,
+     .max = 64 * kGiB},
+    {TP_FIELD(gateway.access_log), .kind = FieldKind::kText,
+     .help = "a JSON line a request: stderr, off, or a file"},
+    {TP_FIELD(gateway.batch_dir), .kind = FieldKind::kText,
+     .help = "files and batches are kept here; off is off, empty too but for `serve`"},
+    {TP_FIELD(gateway.batch_max_inflight), .kind = FieldKind::kCount,
+     .help = "batch lines at once, where online requests leave room", .min = 1, .max = 1 << 16,
+     .unit = "lines"},
+    {TP_FIELD(gateway.batch_max_file_bytes), .kind = FieldKind::kBytes, .help = "of one uploaded file",
+     .min = 1 * kKiB, .max = 64 * kGiB},
+    {TP_FIELD(gateway.batch_max_tenant_bytes), .kind = FieldKind::kBytes,
+     .help = "of all files of one tenant, results too", .min = 1 * kKiB, .max = 65536 * kGiB},
+    {TP_FIELD(gateway.batch_max_files), .kind = FieldKind::kCount, .help = "of one tenant", .min = 1,
+     .max = 1 << 20, .unit = "files"},
+    {TP_FIELD(gateway.batch_max_batches), .kind = FieldKind::kCount, .help = "of one tenant, unfinished",
+     .min = 1, .max = 1 << 16, .unit = "batches"},
+    {TP_FIELD(gateway.batch_max_lines), .kind = FieldKind::kCount, .help = "of one batch", .min = 1,
+     .max = 100'000'000, .unit = "lines"},
+    {TP_FIELD(gateway.batch_file_ttl), .kind = FieldKind::kDuration,
+     .help = "a file is removed so long after it was made", .min = 1000, .max = 3650 * kMsDay},
 
     {TP_FIELD(cluster.scheduler), .kind = FieldKind::kAddress, .help = "where the scheduler is"},
     {TP_FIELD(cluster.token), .kind = FieldKind::kText,
@@ -238,6 +301,19 @@ absl::StatusOr<std::vector<ApiKeyConfig>> ParseApiKeys(std::string_view text) {
   return keys;
 }
 
+absl::StatusOr<std::vector<std::string>> ParseList(std::string_view text) {
+  std::vector<std::string> words;
+  for (absl::string_view part : absl::StrSplit(std::string(text), ',', absl::SkipWhitespace())) {
+    words.emplace_back(absl::StripAsciiWhitespace(part));
+  }
+  for (const std::string& word : words) {
+    if (word.find_first_of(" \t\r\n\v\f") != std::string::npos || word.find('\0') != std::string::npos) {
+      return absl::InvalidArgumentError(absl::StrCat(Quote(word), " is more than one word; write A,B,C"));
+    }
+  }
+  return words;
+}
+
 // The four texts a person can give for a whole field are short; anything longer is a mistake.
 constexpr size_t kMaxText = 64 << 10;
 
@@ -338,6 +414,11 @@ absl::Status SetField(const Field& field, std::string_view text, Config& config)
       *std::get<absl::Duration*>(target) = value;
       return absl::OkStatus();
     }
+    case FieldKind::kList: {
+      TP_ASSIGN_OR_RETURN(auto words, ParseList(text));
+      *std::get<std::vector<std::string>*>(target) = std::move(words);
+      return absl::OkStatus();
+    }
     case FieldKind::kApiKeys: {
       TP_ASSIGN_OR_RETURN(auto keys, ParseApiKeys(text));
       *std::get<std::vector<ApiKeyConfig>*>(target) = std::move(keys);
@@ -366,6 +447,8 @@ std::string FormatField(const Field& field, const Config& config) {
       const absl::Duration duration = *std::get<absl::Duration*>(value);
       return duration == absl::ZeroDuration() ? "0s" : absl::FormatDuration(duration);
     }
+    case FieldKind::kList:
+      return absl::StrJoin(*std::get<std::vector<std::string>*>(value), ",");
     case FieldKind::kApiKeys:
       return absl::StrJoin(*std::get<std::vector<ApiKeyConfig>*>(value), ",",
                            [](std::string* out, const ApiKeyConfig& key) {

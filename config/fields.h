@@ -12,8 +12,8 @@
 
 namespace tidepool {
 
-using FieldPtr =
-    std::variant<std::string*, uint32_t*, uint64_t*, bool*, absl::Duration*, std::vector<ApiKeyConfig>*>;
+using FieldPtr = std::variant<std::string*, uint32_t*, uint64_t*, bool*, absl::Duration*,
+                              std::vector<std::string>*, std::vector<ApiKeyConfig>*>;
 
 enum class FieldKind {
   kText,
@@ -23,6 +23,7 @@ enum class FieldKind {
   kBytes,     // 256MiB; in [min, max] bytes
   kDuration,  // 30s, 500ms, 2m; in [min, max] milliseconds
   kBool,      // true, false
+  kList,      // in YAML a list of words; as text WORD,WORD
   kApiKeys,   // in YAML a list of {key_sha256, tenant}; as text SHA256:TENANT,SHA256:TENANT
 };
 

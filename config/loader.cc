@@ -3,11 +3,11 @@
 #include <cstdlib>
 #include <fstream>
 #include <set>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "config/fields.h"
+#include "config/yaml_read.h"
 #include "yaml-cpp/yaml.h"
 
 namespace tidepool {
@@ -61,10 +61,7 @@ class YamlReader {
   }
 
  private:
-  std::string Place(const YAML::Node& node) const {
-    const YAML::Mark mark = node.Mark();  // 0-based
-    return absl::StrCat(name_, ":", mark.line + 1, ":", mark.column + 1);
-  }
+  std::string Place(const YAML::Node& node) const { return YamlPlace(name_, node); }
 
   void Problem(const YAML::Node& node, std::string_view path, std::string_view what) {
     problems_.push_back(absl::StrCat(Place(node), ": ", std::string(path), " ", std::string(what)));
@@ -87,6 +84,8 @@ class YamlReader {
         if (status.ok()) Record(node, field);
         return;
       }
+    } else if (field.kind == FieldKind::kList && node.IsSequence()) {
+      status = ReadList(node, field);
     } else if (!node.IsScalar()) {
       Problem(node.IsNull() ? key : node, field.path,
               node.IsNull() ? "has no value; give one or remove the line" : "must be a single value");
@@ -101,30 +100,24 @@ class YamlReader {
     }
   }
 
+  absl::Status ReadList(const YAML::Node& node, const Field& field) {
+    std::vector<std::string> words;
+    for (const YAML::Node& entry : node) {
+      if (!entry.IsScalar() || entry.Scalar().find(',') != std::string::npos) {
+        return absl::InvalidArgumentError("must be a list of single words");
+      }
+      words.push_back(entry.Scalar());
+    }
+    return SetField(field, absl::StrJoin(words, ","), out_.config);
+  }
+
   // Problems inside the list carry their own line; the status is then non-OK with an empty message.
   absl::Status ReadApiKeys(const YAML::Node& node) {
     if (!node.IsSequence()) {
       return absl::InvalidArgumentError("must be a list of {key_sha256: ..., tenant: ...}");
     }
     const size_t before = problems_.size();
-    std::vector<ApiKeyConfig> keys;
-    for (const YAML::Node& entry : node) {
-      if (!entry.IsMap()) {
-        Problem(entry, "gateway.api_keys", "must hold {key_sha256: ..., tenant: ...}");
-        continue;
-      }
-      ApiKeyConfig key;
-      for (const auto& member : entry) {
-        const YAML::Node &name = member.first, &value = member.second;
-        const std::string text = name.IsScalar() ? name.Scalar() : "";
-        if ((text != "key_sha256" && text != "tenant") || !value.IsScalar()) {
-          Problem(name, "gateway.api_keys", "knows only key_sha256 and tenant, each a single value");
-          continue;
-        }
-        (text == "tenant" ? key.tenant : key.key_sha256) = value.Scalar();
-      }
-      keys.push_back(std::move(key));
-    }
+    auto keys = ReadApiKeyList(node, name_, "gateway.api_keys", problems_);
     if (problems_.size() != before) return absl::InvalidArgumentError("");
     out_.config.gateway.api_keys = std::move(keys);
     return absl::OkStatus();
@@ -155,13 +148,16 @@ void ReadYaml(std::string_view text, std::string_view name, LoadedConfig& out,
   }
 }
 
-absl::StatusOr<std::string> ReadConfigFile(const std::string& path) {
+}  // namespace
+
+absl::StatusOr<std::string> ReadConfigFile(const std::string& path, std::string_view from) {
   std::ifstream in(path, std::ios::binary);
   std::string text(kMaxFileBytes + 1, '\0');
   if (in) in.read(text.data(), static_cast<std::streamsize>(text.size()));
   // A directory opens but does not read.
   if (!in.is_open() || in.bad()) {
-    return absl::NotFoundError(absl::StrCat(path, ": cannot be read; check --config and its permissions"));
+    return absl::NotFoundError(
+        absl::StrCat(path, ": cannot be read; check ", std::string(from), " and its permissions"));
   }
   text.resize(static_cast<size_t>(in.gcount()));
   if (text.size() > kMaxFileBytes) {
@@ -170,6 +166,8 @@ absl::StatusOr<std::string> ReadConfigFile(const std::string& path) {
   }
   return text;
 }
+
+namespace {
 
 absl::Status Joined(const std::vector<std::string>& problems) {
   if (problems.empty()) return absl::OkStatus();
@@ -195,7 +193,7 @@ absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input) {
   LoadedConfig out;
   std::vector<std::string> problems;
   if (!input.file.empty()) {
-    TP_ASSIGN_OR_RETURN(const std::string text, ReadConfigFile(input.file));
+    TP_ASSIGN_OR_RETURN(const std::string text, ReadConfigFile(input.file, "--config"));
     ReadYaml(text, input.file, out, problems);
   }
   const auto apply = [&](const Field& field, const std::string& place, const std::string& text) {

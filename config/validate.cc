@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "config/address.h"
 #include "config/loader.h"
+#include "config/yaml_read.h"
 
 namespace tidepool {
 namespace {
@@ -24,6 +25,9 @@ std::vector<Listener> ListenersOf(const Config& c, ConfigRole role) {
   if (serve || role == ConfigRole::kGateway) {
     out.push_back({"gateway.http_listen", c.gateway.http_listen});
     out.push_back({"gateway.grpc_listen", c.gateway.grpc_listen});
+    if (!c.gateway.metrics_listen.empty()) {
+      out.push_back({"gateway.metrics_listen", c.gateway.metrics_listen});
+    }
   }
   if (serve || role == ConfigRole::kScheduler) {
     out.push_back({"scheduler.listen", c.scheduler.listen});
@@ -46,7 +50,7 @@ class Validator {
     Model();
     Listeners();
     Token();
-    ApiKeys();
+    Gateway();
     Limits();
     if (problems_.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrJoin(problems_, "\n"));
@@ -111,21 +115,49 @@ class Validator {
     }
   }
 
-  void ApiKeys() {
-    std::set<std::string> digests;
-    for (size_t i = 0; i < c_.gateway.api_keys.size(); ++i) {
-      const ApiKeyConfig& key = c_.gateway.api_keys[i];
-      const std::string entry = absl::StrCat("entry ", i + 1, " ");
-      if (key.key_sha256.size() != 64 ||
-          key.key_sha256.find_first_not_of("0123456789abcdef") != std::string::npos) {
-        Problem("gateway.api_keys",
-                entry + "needs key_sha256 of 64 lower-case hex digits: printf %s KEY | sha256sum");
-      } else if (!digests.insert(key.key_sha256).second) {
-        Problem("gateway.api_keys", entry + "repeats a key; one key belongs to one tenant");
+  void Gateway() {
+    if (!Is(ConfigRole::kGateway)) return;
+    const GatewayConfig& g = c_.gateway;
+    for (const std::string& problem : ApiKeyProblems(g.api_keys)) Problem("gateway.api_keys", problem);
+    if (!g.api_keys_file.empty() && !g.api_keys.empty()) {
+      Problem("gateway.api_keys_file", "and gateway.api_keys are both given; put all keys into the file");
+    }
+    if (g.tls.cert.empty() != g.tls.key.empty()) {
+      Problem(g.tls.cert.empty() ? "gateway.tls.cert" : "gateway.tls.key",
+              "is empty; TLS needs the certificate and its key");
+    }
+    if (!g.tls.client_ca.empty() && g.tls.cert.empty()) {
+      Problem("gateway.tls.client_ca", "is of no use without gateway.tls.cert and gateway.tls.key");
+    }
+    for (const std::string& origin : g.cors.allowed_origins) {
+      const size_t scheme = origin.find("://");
+      const bool bare = scheme != std::string::npos && scheme > 0 && scheme + 3 < origin.size() &&
+                        origin.find('/', scheme + 3) == std::string::npos;
+      if (origin != "*" && !bare) {
+        Problem("gateway.cors.allowed_origins",
+                "'" + origin +
+                    "' is no origin; write https://app.example or http://localhost:3000, without a path");
       }
-      if (key.tenant.empty() || key.tenant.size() > 64 ||
-          key.tenant.find_first_of(",:\n") != std::string::npos) {
-        Problem("gateway.api_keys", entry + "needs a tenant of 1 to 64 characters without ',' and ':'");
+    }
+    Unauthenticated();
+  }
+
+  // Keys or client certificates before anybody else's machine can spend this one's time.
+  void Unauthenticated() {
+    const GatewayConfig& g = c_.gateway;
+    const bool guarded = !g.api_keys.empty() || !g.api_keys_file.empty() || !g.tls.client_ca.empty();
+    if (guarded || g.allow_unauthenticated) return;
+    for (const auto& [path, text] :
+         {std::pair<std::string_view, const std::string&>{"gateway.http_listen", g.http_listen},
+          {"gateway.grpc_listen", g.grpc_listen}}) {
+      const auto address = ParseHostPort(text);
+      if (address.ok() && !address->IsLoopback()) {
+        Problem(path,
+                absl::StrCat(text,
+                             " can be reached from outside and no API keys are configured; make one with "
+                             "`tidepool key new --tenant NAME` and put it into gateway.api_keys_file, or set "
+                             "gateway.tls.client_ca, or listen on loopback, or say "
+                             "--gateway-allow-unauthenticated true"));
       }
     }
   }

@@ -65,6 +65,32 @@ TEST(ValidateTest, ApiKeysAreDigestsOfOneTenantEach) {
               HasSubstr("needs a tenant"));
 }
 
+TEST(ValidateTest, AnOpenFrontDoorNeedsKeysOrConsent) {
+  for (const char* listen : {"http_listen: '0.0.0.0:8000'", "grpc_listen: '10.0.0.1:9000'"}) {
+    const std::string yaml = std::string("gateway:\n  ") + listen + "\n";
+    EXPECT_THAT(Problems(yaml, ConfigRole::kServe), HasSubstr("no API keys are configured"));
+    EXPECT_EQ(Problems(yaml + "  allow_unauthenticated: true\n", ConfigRole::kServe), "");
+    EXPECT_EQ(Problems(yaml + "  api_keys_file: keys.yaml\n", ConfigRole::kServe), "");
+    EXPECT_EQ(Problems(yaml + "  tls: {cert: c, key: k, client_ca: ca}\n", ConfigRole::kServe), "");
+    EXPECT_THAT(Problems(yaml + "  tls: {cert: c, key: k}\n", ConfigRole::kServe), HasSubstr("no API keys"));
+  }
+}
+
+TEST(ValidateTest, TlsAndOriginsAreWhole) {
+  EXPECT_THAT(Problems("gateway: {tls: {cert: c}}\n", ConfigRole::kServe),
+              HasSubstr("gateway.tls.key (default): is empty"));
+  EXPECT_THAT(Problems("gateway: {tls: {client_ca: c}}\n", ConfigRole::kServe), HasSubstr("is of no use"));
+  EXPECT_THAT(Problems("gateway: {cors: {allowed_origins: ['https://a.example/']}}\n", ConfigRole::kServe),
+              HasSubstr("is no origin"));
+  EXPECT_EQ(
+      Problems("gateway: {cors: {allowed_origins: ['*', 'http://localhost:3000']}}\n", ConfigRole::kServe),
+      "");
+  EXPECT_THAT(Problems("gateway: {api_keys_file: f, api_keys: [{key_sha256: " + std::string(64, 'a') +
+                           ", tenant: t}]}\n",
+                       ConfigRole::kServe),
+              HasSubstr("are both given"));
+}
+
 TEST(ValidateTest, LimitsThatContradictEachOtherAreRefused) {
   EXPECT_THAT(Problems("engine: {max_batch: 300}\n", ConfigRole::kServe),
               HasSubstr("engine.max_step_tokens"));
