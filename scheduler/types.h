@@ -31,6 +31,7 @@ struct ModelIdentity {
   BlockLayout layout;
   uint32_t max_model_len = 0;
   uint32_t vocab_size = 0;
+  uint32_t hidden_size = 0;  // of embeddings; follows from the fingerprint
 };
 
 struct WorkerAddress {

@@ -53,6 +53,18 @@ absl::Status CheckClusterToken(const grpc::ServerContextBase& context, std::stri
   return absl::OkStatus();
 }
 
+void AddTrace(grpc::ClientContext& context, const TraceContext& trace) {
+  if (trace.valid()) context.AddMetadata(kTraceparentHeader, FormatTraceparent(ChildOf(trace)));
+}
+
+TraceContext TraceOf(const grpc::ServerContextBase& context) {
+  const auto& metadata = context.client_metadata();
+  const auto it = metadata.find(kTraceparentHeader);
+  // Two of them are none (W3C).
+  if (it == metadata.end() || metadata.count(kTraceparentHeader) > 1) return {};
+  return ParseTraceparent({it->second.data(), it->second.size()}).value_or(TraceContext{});
+}
+
 void SetTimeout(grpc::ClientContext& context, absl::Duration timeout) {
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
 }

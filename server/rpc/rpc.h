@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "base/trace.h"
 
 // What every gRPC call between Tidepool's own processes has in common.
 namespace tidepool {
@@ -31,6 +32,11 @@ void AddClusterToken(grpc::ClientContext& context, std::string_view token);
 // Unauthenticated unless the caller sent `token` (compared in constant time). An empty token admits
 // everyone: the configuration allows that on loopback only.
 absl::Status CheckClusterToken(const grpc::ServerContextBase& context, std::string_view token);
+
+// The call is part of `trace`, under a parent id of its own; nothing where there is no trace.
+void AddTrace(grpc::ClientContext& context, const TraceContext& trace);
+// What the caller sent; no trace where that is malformed.
+TraceContext TraceOf(const grpc::ServerContextBase& context);
 
 // Sets the call's deadline `timeout` from now.
 void SetTimeout(grpc::ClientContext& context, absl::Duration timeout);

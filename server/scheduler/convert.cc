@@ -32,7 +32,8 @@ absl::StatusOr<ModelIdentity> FromProto(const v1::ModelIdentity& in) {
                                   .block_tokens = in.block_tokens(),
                                   .dtype = static_cast<DType>(in.kv_dtype())},
                        .max_model_len = in.max_model_len(),
-                       .vocab_size = in.vocab_size()};
+                       .vocab_size = in.vocab_size(),
+                       .hidden_size = in.hidden_size()};
 }
 
 WorkerAddress FromProto(const v1::WorkerAddress& in) {
@@ -127,6 +128,7 @@ void ToProto(const ModelIdentity& in, v1::ModelIdentity* out) {
   out->set_kv_dtype(static_cast<uint32_t>(in.layout.dtype));
   out->set_max_model_len(in.max_model_len);
   out->set_vocab_size(in.vocab_size);
+  out->set_hidden_size(in.hidden_size);
 }
 
 void ToProto(const Placement& in, v1::PlaceReply* out) {

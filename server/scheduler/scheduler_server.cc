@@ -81,11 +81,12 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
       }
       probe.OnDecision(result, absl::FromChrono(std::chrono::steady_clock::now() - began));
       if (result.placement) {
-        spdlog::debug("{} {}", asked->request_id, result.placement->reason);
+        spdlog::debug("{}{} {}", asked->request_id, TraceNote(TraceOf(*context)), result.placement->reason);
         ToProto(*result.placement, reply);
         return grpc::Status::OK;
       }
-      spdlog::debug("{} not placed: {}", asked->request_id, std::string(result.status.message()));
+      spdlog::debug("{}{} not placed: {}", asked->request_id, TraceNote(TraceOf(*context)),
+                    std::string(result.status.message()));
       if (!result.rejection) return ToGrpc(result.status);
       v1::PlaceRejection details;
       ToProto(*result.rejection, &details);

@@ -49,6 +49,7 @@ class SchedulerServerTest : public testing::Test {
     r.mutable_model()->set_kv_dtype(2);
     r.mutable_model()->set_max_model_len(4096);
     r.mutable_model()->set_vocab_size(100);
+    r.mutable_model()->set_hidden_size(64);
     r.set_seq(seq);
     r.set_snapshot(seq == 1);
     r.set_slots_total(1000);
