@@ -25,6 +25,12 @@ constexpr size_t kObservationsMax = 1024;
 constexpr absl::Duration kIdleWait = absl::Seconds(1);
 // Rows of a prompt that are scored at a time: the logits of a large vocabulary take half a megabyte a row.
 constexpr uint32_t kScoreRows = 16;
+// What a step waits, once, for masks that are nearly there: setting a row of logits aside costs about that.
+constexpr auto kMaskGrace = std::chrono::microseconds(300);
+// What a late mask may wait for its turn, in mask_deadlines.
+constexpr int kTurnDeadlines = 6;
+// How often one looks whether a late mask is overdue while nothing else is to be done.
+constexpr absl::Duration kLateWait = absl::Milliseconds(100);
 
 template <typename T>
 void PushBounded(std::deque<T>& queue, const T& item) {
@@ -38,7 +44,15 @@ struct Engine::Impl {
   explicit Impl(Options o)
       : options(std::move(o)),
         probe(*options.metrics, options.role),
-        core({.max_batch = options.config.max_batch, .max_step_tokens = options.config.max_step_tokens}) {
+        core({.max_batch = options.config.max_batch, .max_step_tokens = options.config.max_step_tokens}),
+        // Each live sequence asks for one mask at a time.
+        masks(size_t{options.config.max_batch} + 2 * size_t{options.config.max_waiting}, probe.mask, [this] {
+          {
+            std::lock_guard lock(mu);
+            mask_ready = true;
+          }
+          mail_cv.notify_one();
+        }) {
     const size_t tokens = options.config.max_step_tokens, batch = options.config.max_batch;
     token_rows.reserve(tokens);
     position_rows.reserve(tokens);
@@ -62,8 +76,11 @@ struct Engine::Impl {
   struct Part {
     PlanItem item;
     Sequence* sequence = nullptr;
-    size_t logits_row = 0;  // where item.last
+    size_t logits_row = 0;  // where draws()
+    size_t hidden_row = 0;  // the first of hidden_rows()
     bool failed = false;
+    bool draws() const { return item.last && !sequence->pooled(); }
+    uint32_t hidden_rows() const { return sequence->PooledRows(item.tokens, item.last); }
     bool scored() const {
       return sequence->spec().prompt_logprobs >= 0 && sequence->computed() < sequence->prompt_tokens();
     }
@@ -80,7 +97,18 @@ struct Engine::Impl {
   void Compute();
   // Computes a part of a prompt whose logprobs are wanted, a few rows at a time, and tells the sink.
   absl::Status Score(const Part& part);
-  void AfterPart(Part& part);
+  // False: its token cannot be drawn yet, as its mask is not there.
+  bool AfterPart(Part& part);
+  // Draws the next token from a row of logits; the mask, where there is one, is there.
+  void Draw(uint64_t id, Sequence& sequence, std::span<float> row);
+  void FailConstraint(uint64_t id, const Sequence& sequence, const absl::Status& status);
+  std::span<float> LogitsOf(const Part& part);
+  // Asks for the mask of the sequence's next token.
+  void AskMask(Sequence& sequence);
+  // Those of parts_late whose mask comes within the grace are drawn, the others put aside.
+  void DrawLate();
+  // Draws what was put aside and can be drawn now; ends what has waited too long.
+  void DrawParked();
   // The next token of a sequence: tells the sink, and decides how it goes on. False: it has ended.
   bool Accept(uint64_t id, Sequence& sequence, OutputToken token);
   void Finish(uint64_t id, FinishReason reason, absl::Status status, int32_t stop_token = -1);
@@ -98,8 +126,10 @@ struct Engine::Impl {
   size_t unfinished = 0;                                              // OnFinished not yet returned
   uint64_t next_id = 1;
   bool draining = false, stopping = false;
-  EngineStats core_stats;  // as of the last step
+  bool mask_ready = false;  // one has become so since TakeMail
+  EngineStats core_stats;   // as of the last step
   uint64_t inbox_prefill_tokens = 0;
+  uint32_t inbox_batch_class = 0;  // of inbox
   std::deque<PrefillObservation> prefill_observations;
   std::deque<DecodeObservation> decode_observations;
 
@@ -111,6 +141,12 @@ struct Engine::Impl {
   std::vector<ForwardSequence> views;
   std::vector<float> logits;        // [max_batch, vocab]
   std::vector<float> score_logits;  // [kScoreRows, vocab] once a prompt is scored
+  std::vector<int32_t> hidden_rows;
+  std::vector<float> hidden_states;  // [rows that are pooled in a step, hidden]
+  std::vector<Part*> late;           // of `parts`: their token waits for its mask
+  std::vector<uint64_t> parked;      // sequences whose token is drawn when its mask is there
+  bool idle = true;                  // nothing was to be computed when last asked
+  MaskWorker masks;                  // last: its thread uses what stands above
 
   std::mutex stop_mu;  // serialises Stop
   std::thread thread;
@@ -127,8 +163,8 @@ absl::Status Engine::Impl::Submit(SequenceSpec spec) {
   std::erase_if(spec.stop_token_ids,
                 [&](int32_t id) { return id < 0 || static_cast<uint32_t>(id) >= runner.vocab(); });
   // Hashing the prompt is the caller's time, not the engine's.
-  auto sequence =
-      std::make_unique<Sequence>(std::move(spec), runner.layout().block_tokens, options.clock->Now());
+  auto sequence = std::make_unique<Sequence>(std::move(spec), runner.layout().block_tokens, runner.vocab(),
+                                             options.clock->Now());
   {
     std::lock_guard lock(mu);
     if (draining) {
@@ -140,12 +176,17 @@ absl::Status Engine::Impl::Submit(SequenceSpec spec) {
       probe.rejected_invalid.Add();
       return absl::AlreadyExistsError(absl::StrCat("request_id ", request_id, " is running here already"));
     }
-    const size_t waiting = inbox.size() + core_stats.waiting;
-    if (waiting >= options.config.max_waiting) {
+    const bool batch_class = sequence->spec().batch_class;
+    const size_t all = inbox.size() + core_stats.waiting;
+    const size_t of_batches = inbox_batch_class + core_stats.waiting_batch_class;
+    const size_t limit = options.config.max_waiting;
+    if (batch_class ? all >= (limit + 1) / 2 : all - of_batches >= limit) {
       probe.rejected_full.Add();
-      return absl::ResourceExhaustedError(absl::StrCat(
-          waiting, " requests wait in the engine; engine.max_waiting is ", options.config.max_waiting));
+      return absl::ResourceExhaustedError(
+          absl::StrCat(all, " requests wait in the engine; engine.max_waiting is ", limit,
+                       batch_class ? ", of which batches may take half" : ""));
     }
+    if (batch_class) ++inbox_batch_class;
     const uint64_t id = next_id++;
     live.emplace(request_id, Live{.id = id});
     ++unfinished;
@@ -176,17 +217,21 @@ bool Engine::Impl::TakeMail(std::vector<std::pair<uint64_t, std::unique_ptr<Sequ
   std::unique_lock lock(mu);
   core_stats = {.running = core.running(),
                 .waiting = core.waiting(),
+                .waiting_batch_class = core.waiting_batch_class(),
                 .queued_prefill_tokens = core.queued_prefill_tokens(),
                 .running_context_tokens = core.running_context_tokens()};
   probe.running.Set(core_stats.running);
   probe.waiting.Set(core_stats.waiting + static_cast<double>(inbox.size()));
-  if (sequences.empty()) {
-    mail_cv.wait_for(lock, absl::ToChronoNanoseconds(kIdleWait),
-                     [&] { return stopping || !inbox.empty() || !cancel_inbox.empty(); });
+  if (sequences.empty() || idle) {
+    mail_cv.wait_for(lock, absl::ToChronoNanoseconds(parked.empty() ? kIdleWait : kLateWait), [&] {
+      return stopping || !inbox.empty() || !cancel_inbox.empty() || (mask_ready && !parked.empty());
+    });
   }
+  mask_ready = false;
   arrivals.swap(inbox);
   cancels.swap(cancel_inbox);
   inbox_prefill_tokens = 0;
+  core_stats.waiting_batch_class += std::exchange(inbox_batch_class, 0);
   // Until the next call these are in the core: count them there, or max_waiting could be overrun.
   core_stats.waiting += static_cast<uint32_t>(arrivals.size());
   for (const auto& [id, s] : arrivals) core_stats.queued_prefill_tokens += s->prompt_tokens() - s->computed();
@@ -202,7 +247,9 @@ void Engine::Impl::Run() {
     for (auto& [id, sequence] : arrivals) Admit(id, std::move(sequence));
     for (uint64_t id : cancels)
       Finish(id, FinishReason::kCancelled, absl::CancelledError("the request was cancelled"));
-    if (go_on) Step();
+    if (!go_on) break;
+    DrawParked();
+    Step();
   }
   std::vector<uint64_t> rest;
   for (const auto& [id, s] : sequences) rest.push_back(id);
@@ -218,10 +265,20 @@ void Engine::Impl::Admit(uint64_t id, std::unique_ptr<Sequence> owned) {
   s.Computed(0, *options.pool);
   if (s.spec().first_token) {
     if (!Accept(id, s, *s.spec().first_token)) return;
-    core.Add(id, s.computed(), 1, /*prefilled=*/true, s.spec().priority);
-  } else {
-    core.Add(id, s.computed(), s.prompt_tokens() - s.computed(), /*prefilled=*/false, s.spec().priority);
+    core.Add(id, s.computed(), 1, /*prefilled=*/true, s.spec().priority, s.spec().batch_class);
+    return;
   }
+  if (s.constraint()) {
+    if (s.constraint()->constraint().MustEnd()) return Finish(id, FinishReason::kStop, absl::OkStatus());
+  }
+  core.Add(id, s.computed(), s.prompt_tokens() - s.computed(), /*prefilled=*/false, s.spec().priority,
+           s.spec().batch_class);
+}
+
+void Engine::Impl::AskMask(Sequence& s) {
+  s.mask_asked = true;
+  // The queue has room for every live sequence, and yet: those that are cancelled may still be in it.
+  if (!masks.Submit(s.constraint())) s.constraint()->ComputeMask();
 }
 
 void Engine::Impl::BuildBatch(const std::vector<PlanItem>& plan) {
@@ -233,6 +290,8 @@ void Engine::Impl::BuildBatch(const std::vector<PlanItem>& plan) {
              Annotate(status, "no KV block for the next tokens of the answer"));
       continue;
     }
+    // Of a sequence that is new in the batch: while it waited, its mask would have been in others' way.
+    if (s.constraint() && !s.mask_asked) AskMask(s);
     parts.push_back({.item = item, .sequence = &s});
   }
   // Those that are computed apart come last: the others are one range.
@@ -240,10 +299,12 @@ void Engine::Impl::BuildBatch(const std::vector<PlanItem>& plan) {
 }
 
 void Engine::Impl::Compute() {
+  const size_t hidden = options.runner->hidden();
   auto forward = [&](size_t first, size_t count) {
     token_rows.clear();
     position_rows.clear();
     logit_rows.clear();
+    hidden_rows.clear();
     views.clear();
     for (size_t p = first; p < first + count; ++p) {
       const Sequence& s = *parts[p].sequence;
@@ -256,19 +317,29 @@ void Engine::Impl::Compute() {
         token_rows.push_back(s.tokens()[i]);
         position_rows.push_back(static_cast<int32_t>(i));
       }
-      if (parts[p].item.last) logit_rows.push_back(static_cast<int32_t>(token_rows.size()) - 1);
+      const auto end = static_cast<int32_t>(token_rows.size());
+      if (parts[p].draws()) logit_rows.push_back(end - 1);
+      for (auto r = static_cast<int32_t>(parts[p].hidden_rows()); r > 0; --r) hidden_rows.push_back(end - r);
     }
     float* out = logits.data() + parts[first].logits_row * options.runner->vocab();
-    return options.runner->Forward(
-        {.tokens = token_rows, .positions = position_rows, .sequences = views, .logit_rows = logit_rows},
-        out);
+    return options.runner->Forward({.tokens = token_rows,
+                                    .positions = position_rows,
+                                    .sequences = views,
+                                    .logit_rows = logit_rows,
+                                    .hidden_rows = hidden_rows,
+                                    .hidden = hidden_states.data() + parts[first].hidden_row * hidden},
+                                   out);
   };
 
-  size_t row = 0;
+  size_t row = 0, hidden_row = 0;
   for (Part& p : parts) {
     p.logits_row = row;
-    if (p.item.last) ++row;
+    if (p.draws()) ++row;
+    p.hidden_row = hidden_row;
+    hidden_row += p.hidden_rows();
   }
+  // Grows to the longest such step and is kept; nothing where nobody asks for embeddings.
+  if (hidden_states.size() < hidden_row * hidden) hidden_states.resize(hidden_row * hidden);
   auto fail = [&](Part& part, const absl::Status& status) {
     part.failed = true;
     spdlog::error("{} failed to compute: {}", part.sequence->spec().request_id, status.ToString());
@@ -338,20 +409,92 @@ absl::Status Engine::Impl::Score(const Part& part) {
   return absl::OkStatus();
 }
 
-void Engine::Impl::AfterPart(Part& part) {
+bool Engine::Impl::AfterPart(Part& part) {
   Sequence& s = *part.sequence;
   (part.item.decode ? probe.decode_tokens : probe.prefill_tokens).Add(part.item.tokens);
+  if (const uint32_t rows = part.hidden_rows(); rows > 0) {
+    const size_t hidden = options.runner->hidden();
+    s.Pool(std::span(hidden_states).subspan(part.hidden_row * hidden, rows * hidden),
+           static_cast<uint32_t>(hidden));
+  }
   s.Computed(part.item.tokens, *options.pool);
-  if (!part.item.last) return;
-  const uint32_t vocab = options.runner->vocab();
-  auto token = sampler.Sample(std::span(logits).subspan(part.logits_row * vocab, vocab), s.spec().sampling,
-                              s.sample_input());
+  if (!part.item.last) return true;
+  if (s.pooled()) {
+    Finish(part.item.id, FinishReason::kPooled, absl::OkStatus());
+    return true;
+  }
+  if (s.constraint() && !masks.Ready(*s.constraint())) return false;
+  Draw(part.item.id, s, LogitsOf(part));
+  return true;
+}
+
+std::span<float> Engine::Impl::LogitsOf(const Part& part) {
+  const size_t vocab = options.runner->vocab();
+  return std::span(logits).subspan(part.logits_row * vocab, vocab);
+}
+
+void Engine::Impl::Draw(uint64_t id, Sequence& s, std::span<float> row) {
+  if (s.constraint() && !s.constraint()->status().ok()) {
+    return FailConstraint(id, s, s.constraint()->status());
+  }
+  auto token = sampler.Sample(row, s.spec().sampling, s.sample_input());
   if (!token.ok()) {
     spdlog::error("{} cannot go on: {}", s.spec().request_id, token.status().ToString());
-    Finish(part.item.id, FinishReason::kError, token.status());
+    Finish(id, FinishReason::kError, token.status());
     return;
   }
-  if (Accept(part.item.id, s, *std::move(token))) core.Continue(part.item.id);
+  if (!Accept(id, s, *std::move(token))) return;
+  if (s.constraint()) AskMask(s);
+  core.Continue(id);
+}
+
+void Engine::Impl::FailConstraint(uint64_t id, const Sequence& s, const absl::Status& status) {
+  probe.masks_failed.Add();
+  spdlog::error("{} cannot go on: {}", s.spec().request_id, status.ToString());
+  Finish(id, FinishReason::kError, Annotate(status, "the answer's grammar"));
+}
+
+void Engine::Impl::DrawLate() {
+  if (late.empty()) return;
+  const auto begin = std::chrono::steady_clock::now();
+  for (Part* part : late) {
+    Sequence& s = *part->sequence;
+    const uint64_t id = part->item.id;
+    const std::span<float> row = LogitsOf(*part);
+    if (masks.WaitReady(*s.constraint(), begin + kMaskGrace)) {
+      Draw(id, s, row);
+      continue;
+    }
+    probe.masks_late.Add();
+    s.late_logits.assign(row.begin(), row.end());
+    s.late_since = options.clock->Now();
+    parked.push_back(id);
+  }
+  probe.mask_wait.Observe(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  late.clear();
+}
+
+void Engine::Impl::DrawParked() {
+  if (parked.empty()) return;
+  // The deadline is for a mask's own time: who waits behind others' masks is not to blame. They end, too, so
+  // that the wait for a turn has an end that is hardly ever met.
+  const absl::Time overdue = options.clock->Now() - kTurnDeadlines * options.mask_deadline;
+  const auto too_long = absl::ToChronoNanoseconds(options.mask_deadline);
+  std::erase_if(parked, [&](uint64_t id) {
+    const auto it = sequences.find(id);
+    if (it == sequences.end()) return true;  // cancelled
+    Sequence& s = *it->second;
+    if (masks.Ready(*s.constraint())) {
+      Draw(id, s, s.late_logits);
+      return true;
+    }
+    if (s.late_since > overdue && masks.Computing(*s.constraint()) < too_long) return false;
+    FailConstraint(
+        id, s,
+        absl::DeadlineExceededError(absl::StrCat(
+            "took more than ", absl::FormatDuration(options.mask_deadline), " to say what may come next")));
+    return true;
+  });
 }
 
 bool Engine::Impl::Accept(uint64_t id, Sequence& s, OutputToken token) {
@@ -365,13 +508,25 @@ bool Engine::Impl::Accept(uint64_t id, Sequence& s, OutputToken token) {
     Finish(id, FinishReason::kStop, absl::OkStatus(), drawn);
     return false;
   }
+  const ConstraintRun* const run = s.constraint().get();
+  if (run != nullptr) {
+    if (absl::Status status = s.constraint()->constraint().Accept(drawn); !status.ok()) {
+      FailConstraint(id, s, status);
+      return false;
+    }
+  }
   s.Append(drawn);
   probe.generated.Add();
   s.sink().OnToken(std::move(token));
+  if (run != nullptr && s.constraint()->constraint().MustEnd()) {
+    Finish(id, FinishReason::kStop, absl::OkStatus());
+    return false;
+  }
   if (s.outputs() >= s.spec().max_tokens) {
     Finish(id, FinishReason::kLength, absl::OkStatus());
     return false;
   }
+  s.mask_asked = false;
   return true;
 }
 
@@ -393,12 +548,14 @@ void Engine::Impl::Finish(uint64_t id, FinishReason reason, absl::Status status,
 
 void Engine::Impl::Step() {
   const std::vector<PlanItem>& plan = core.Step();
-  if (plan.empty()) return;
+  idle = plan.empty();
+  if (idle) return;
   {
     // Who has a place is known now; the tokens count once they are computed.
     std::lock_guard lock(mu);
     core_stats.running = core.running();
     core_stats.waiting = core.waiting();
+    core_stats.waiting_batch_class = core.waiting_batch_class();
   }
   const absl::Time begin = options.clock->Now();
   BuildBatch(plan);
@@ -410,7 +567,10 @@ void Engine::Impl::Step() {
   std::erase_if(parts, [](const Part& p) { return p.failed; });
   if (parts.empty()) return;
   Observe(options.clock->Now() - begin);
-  for (Part& p : parts) AfterPart(p);
+  for (Part& p : parts) {
+    if (!AfterPart(p)) late.push_back(&p);
+  }
+  DrawLate();
 }
 
 void Engine::Impl::Observe(absl::Duration elapsed) {
@@ -477,6 +637,7 @@ EngineStats Engine::stats() const {
   std::lock_guard lock(impl_->mu);
   EngineStats out = impl_->core_stats;
   out.waiting += static_cast<uint32_t>(impl_->inbox.size());
+  out.waiting_batch_class += impl_->inbox_batch_class;
   out.queued_prefill_tokens += impl_->inbox_prefill_tokens;
   return out;
 }

@@ -18,7 +18,9 @@ namespace tidepool {
 
 // Engine: runs sequences in one continuous batch, step by step, on a thread of its own (Driver around
 // BatchCore). Publishes every block that fills up. Never waits on I/O or on a sink. A sequence that fails
-// (NaN logits, no block left) ends alone. Thread-safe.
+// (NaN logits, no block left, a constraint that fails) ends alone. The mask of a constrained sequence's next
+// token is computed on a second thread while the model computes; where it comes late, the token is drawn
+// after a later step, and the others do not wait. Thread-safe.
 class Engine {
  public:
   struct Options {
@@ -28,6 +30,8 @@ class Engine {
     std::string role;                   // label of the metrics: prefill, decode, both
     MetricRegistry* metrics = nullptr;  // outlives the engine
     const Clock* clock = &Clock::Real();
+    // A token whose mask takes longer, from its turn on, ends its sequence (DeadlineExceeded).
+    absl::Duration mask_deadline = absl::Seconds(10);
   };
 
   // Starts the thread. InvalidArgument: a limit of 0, max_step_tokens below max_batch (a step decodes every
@@ -38,7 +42,8 @@ class Engine {
 
   // Takes the sequence over. Errors, upon which the sink is never called and the leases are dropped:
   // InvalidArgument (names field, value and limit), AlreadyExists (request_id), ResourceExhausted
-  // (max_waiting), Unavailable (draining or stopped).
+  // (max_waiting online sequences wait; for one of the batch class: half as many of either), Unavailable
+  // (draining or stopped).
   absl::Status Submit(SequenceSpec spec);
 
   // The sequence ends with kCancelled before the next step starts, its leases with it. False: no such

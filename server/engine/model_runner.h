@@ -19,6 +19,7 @@ class ModelRunner {
   virtual ~ModelRunner() = default;
   virtual const BlockLayout& layout() const = 0;
   virtual uint32_t vocab() const = 0;
+  virtual uint32_t hidden() const = 0;  // elements of a hidden state
   virtual uint32_t max_model_len() const = 0;
   // See Transformer::Forward. Batches stay within the limits that the runner was made for.
   virtual absl::Status Forward(const ForwardBatch& batch, float* logits) = 0;
@@ -33,6 +34,7 @@ class CpuModelRunner final : public ModelRunner {
 
   const BlockLayout& layout() const override { return layout_; }
   uint32_t vocab() const override { return model_->spec.vocab; }
+  uint32_t hidden() const override { return model_->spec.hidden; }
   uint32_t max_model_len() const override { return model_->max_model_len; }
   absl::Status Forward(const ForwardBatch& batch, float* logits) override;
 

@@ -13,6 +13,11 @@ Counter& Computed(MetricRegistry& m, const std::string& role, const char* kind) 
                       {{"role", role}, {"kind", kind}});
 }
 
+// Microseconds are the rule; what takes longer than a step matters.
+std::vector<double> MaskBuckets() {
+  return {1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.1, 1};
+}
+
 Histogram& Steps(MetricRegistry& m, const std::string& role, const char* kind) {
   return m.AddHistogram("tidepool_engine_step_seconds", "Duration of one step of the continuous batch.",
                         LatencyBuckets(), {{"role", role}, {"kind", kind}});
@@ -35,7 +40,18 @@ EngineProbe::EngineProbe(MetricRegistry& m, const std::string& role)
                                  {{"role", role}})),
       step_prefill(Steps(m, role, "prefill")),
       step_decode(Steps(m, role, "decode")),
-      step_mixed(Steps(m, role, "mixed")) {
+      step_mixed(Steps(m, role, "mixed")),
+      mask(m.AddHistogram("tidepool_engine_mask_seconds", "Computing the token mask of a structured answer.",
+                          MaskBuckets(), {{"role", role}})),
+      mask_wait(m.AddHistogram("tidepool_engine_mask_wait_seconds",
+                               "Time that a step waited for token masks after its forward pass.",
+                               MaskBuckets(), {{"role", role}})),
+      masks_late(m.AddCounter("tidepool_engine_masks_late_total",
+                              "Tokens that were drawn a step late because their mask was not there.",
+                              {{"role", role}})),
+      masks_failed(m.AddCounter("tidepool_engine_mask_failures_total",
+                                "Structured answers that ended because their grammar failed or was too slow.",
+                                {{"role", role}})) {
   for (size_t i = 0; i < finished_.size(); ++i) {
     const std::string reason(FinishReasonName(static_cast<FinishReason>(i)));
     finished_[i] = &m.AddCounter("tidepool_engine_sequences_total", "Sequences that ended, by how.",

@@ -27,9 +27,13 @@ class EngineProbe {
   Histogram& step_prefill;     // steps that only prefilled
   Histogram& step_decode;      // steps that only decoded
   Histogram& step_mixed;
+  Histogram& mask;        // one mask of a constraint
+  Histogram& mask_wait;   // what a step waited for masks after its forward pass
+  Counter& masks_late;    // tokens whose mask came after their step: drawn with a later one
+  Counter& masks_failed;  // sequences that ended because their constraint failed, or was too slow
 
  private:
-  std::array<Counter*, 5> finished_;
+  std::array<Counter*, kFinishReasons> finished_;
 };
 
 }  // namespace tidepool

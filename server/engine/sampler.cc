@@ -41,6 +41,21 @@ size_t BucketOf(double key) {
   return ((bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u) >> 20;
 }
 
+// A word of the mask is mostly all or nothing: the first costs nothing, the second a store.
+void ApplyMask(std::span<const uint32_t> mask, std::span<float> logits) {
+  for (size_t w = 0; w < mask.size(); ++w) {
+    const uint32_t word = mask[w];
+    if (word == ~uint32_t{0}) continue;
+    const size_t begin = w * 32, n = std::min<size_t>(32, logits.size() - begin);
+    float* row = logits.data() + begin;
+    if (word == 0) {
+      std::fill_n(row, n, -kInf);
+      continue;
+    }
+    for (size_t i = 0; i < n; ++i) row[i] = (word >> i & 1) != 0 ? row[i] : -kInf;
+  }
+}
+
 bool EndsWith(std::span<const int32_t> outputs, std::span<const int32_t> tail) {
   return outputs.size() >= tail.size() &&
          std::equal(tail.begin(), tail.end(), outputs.end() - static_cast<std::ptrdiff_t>(tail.size()));
@@ -64,6 +79,28 @@ float Sampler::Max() const {
   return maxima_.empty() ? -kInf : *std::max_element(maxima_.begin(), maxima_.end());
 }
 
+int32_t Sampler::GreedyMasked(std::span<const float> logits, std::span<const uint32_t> mask) const {
+  constexpr size_t kWords = kLogitBlock / 32;  // of a block
+  static_assert(kLogitBlock % 32 == 0);
+  float best = -kInf;
+  int32_t id = -1;
+  for (size_t b = 0; b < maxima_.size(); ++b) {
+    // What is allowed of a block is not above its maximum: most blocks need no look.
+    if (maxima_[b] <= best) continue;
+    for (size_t w = b * kWords; w < std::min(mask.size(), (b + 1) * kWords); ++w) {
+      for (uint32_t word = mask[w]; word != 0; word &= word - 1) {
+        const size_t i = w * 32 + static_cast<size_t>(std::countr_zero(word));
+        if (i >= logits.size()) break;
+        if (logits[i] > best) {
+          best = logits[i];
+          id = static_cast<int32_t>(i);
+        }
+      }
+    }
+  }
+  return id;
+}
+
 void Sampler::Modify(std::span<float> logits, const SamplingParams& params, const SampleInput& input) {
   if (!params.allowed_token_ids.empty()) {
     allowed_.clear();
@@ -71,6 +108,7 @@ void Sampler::Modify(std::span<float> logits, const SamplingParams& params, cons
     std::fill(logits.begin(), logits.end(), -kInf);
     for (size_t i = 0; i < allowed_.size(); ++i) logits[params.allowed_token_ids[i]] = allowed_[i];
   }
+  ApplyMask(input.mask, logits);
   for (const std::vector<int32_t>& word : params.bad_words) {
     if (EndsWith(input.outputs, std::span(word).first(word.size() - 1))) logits[word.back()] = -kInf;
   }
@@ -257,27 +295,41 @@ int32_t Sampler::DrawFromCut(std::span<const float> logits, const SamplingParams
 
 absl::StatusOr<OutputToken> Sampler::Sample(std::span<float> logits, const SamplingParams& params,
                                             const SampleInput& input) {
+  TP_CHECK(input.mask.empty() || input.mask.size() == (logits.size() + 31) / 32);
   TP_RETURN_IF_ERROR(FindMaxima(logits));
   if (Max() == -kInf) return absl::InternalError("the model's logits are all -inf");
   OutputToken out;
   out.index = input.index;
-  const bool modified = !params.allowed_token_ids.empty() || !params.bad_words.empty() ||
-                        !input.banned.empty() || !params.logit_bias.empty() || params.penalises();
+  const bool others = !params.allowed_token_ids.empty() || !params.bad_words.empty() ||
+                      !input.banned.empty() || !params.logit_bias.empty() || params.penalises();
+  // A constraint alone needs no row of its own where the largest logit is all that is asked for.
+  const bool greedy = params.temperature < kGreedyTemperature;
+  const bool modified = others || (!input.mask.empty() && !greedy);
   float lse = 0;
   if (input.top_logprobs >= 0) {
     lse = LogSumExp(logits.data(), Size(logits));
     ReadTop(logits, input.top_logprobs, lse, out.top);
     if (modified) raw_.assign(logits.begin(), logits.end());
   }
+  const auto nothing = [&] {
+    return absl::InvalidArgumentError(
+        input.mask.empty()
+            ? "allowed_token_ids, bad_words and min_tokens leave no token to draw"
+            : "the answer's grammar, allowed_token_ids, bad_words and min_tokens leave no token to draw");
+  };
+  if (!modified && !input.mask.empty()) {
+    out.id = GreedyMasked(logits, input.mask);
+    if (out.id < 0) return nothing();
+    if (input.top_logprobs >= 0) out.logprob = logits[out.id] - lse;
+    return out;
+  }
   if (modified) {
     Modify(logits, params, input);
     TP_RETURN_IF_ERROR(FindMaxima(logits));
   }
   const float max = Max();
-  if (max == -kInf) {
-    return absl::InvalidArgumentError("allowed_token_ids, bad_words and min_tokens leave no token to draw");
-  }
-  if (params.temperature < kGreedyTemperature) {
+  if (max == -kInf) return nothing();
+  if (greedy) {
     const auto block = std::find(maxima_.begin(), maxima_.end(), max) - maxima_.begin();
     out.id = static_cast<int32_t>(std::find(logits.begin() + block * kLogitBlock, logits.end(), max) -
                                   logits.begin());

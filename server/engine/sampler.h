@@ -21,7 +21,10 @@ struct SampleInput {
   // out of it where repetition_penalty is 1.
   const TokenCounts* counts = nullptr;
   std::span<const int32_t> banned;  // not to be drawn now: stop tokens before min_tokens
-  int32_t top_logprobs = -1;        // as SequenceSpec::top_logprobs
+  // What the request's constraint allows now, stop tokens included: bit i % 32 of mask[i / 32] for token i,
+  // ceil(vocab / 32) words. Empty: there is none.
+  std::span<const uint32_t> mask = {};
+  int32_t top_logprobs = -1;  // as SequenceSpec::top_logprobs
 };
 
 // Sampler: next token from logits. Holds scratch only, so equal arguments give equal results whatever was
@@ -32,28 +35,29 @@ struct SampleInput {
 //
 //    1. logprobs     log_softmax(l) as the model gave it: nothing below changes what is reported
 //    2. allowed      l[i] = -inf for i outside allowed_token_ids, where there are any
-//    3. bad words    l[w_n] = -inf where the answer so far ends with w_1 .. w_n-1 of a bad word w
-//    4. min_tokens   l[i] = -inf for i in `banned`
-//    5. logit bias   l[i] += bias[i]
-//    6. penalties    of tokens in prompt or answer: l = l / r where l > 0, else l * r (arXiv:1909.05858);
+//    3. constraint   l[i] = -inf where bit i of `mask` is not set, where there is a mask
+//    4. bad words    l[w_n] = -inf where the answer so far ends with w_1 .. w_n-1 of a bad word w
+//    5. min_tokens   l[i] = -inf for i in `banned`
+//    6. logit bias   l[i] += bias[i]
+//    7. penalties    of tokens in prompt or answer: l = l / r where l > 0, else l * r (arXiv:1909.05858);
 //                    then of tokens in the answer: l -= frequency * count + presence (OpenAI's API)
-//    7. greedy       temperature < 1e-5: the largest l, of equals the lowest id; the rest does not apply
-//    8. temperature  weights w = exp((l - max l) / temperature)
-//    9. min_p        drop w < min_p * max w (arXiv:2407.01082)
-//   10. top_k        keep the k largest w
-//   11. top_p        keep the fewest of the largest whose sum reaches p times what is left (arXiv:1904.09751)
-//   12. typical_p    with q = w / sum w and H = -sum q ln q: keep the fewest with the smallest |-ln q - H|
+//    8. greedy       temperature < 1e-5: the largest l, of equals the lowest id; the rest does not apply
+//    9. temperature  weights w = exp((l - max l) / temperature)
+//   10. min_p        drop w < min_p * max w (arXiv:2407.01082)
+//   11. top_k        keep the k largest w
+//   12. top_p        keep the fewest of the largest whose sum reaches p times what is left (arXiv:1904.09751)
+//   13. typical_p    with q = w / sum w and H = -sum q ln q: keep the fewest with the smallest |-ln q - H|
 //                    whose q sum up to typical_p (arXiv:2202.00666)
-//   13. draw         u = SamplingDraw(seed, index): in the order of ids, the first whose running sum of
+//   14. draw         u = SamplingDraw(seed, index): in the order of ids, the first whose running sum of
 //                    weights exceeds u times their sum
 //
-// Each of 9 to 12 keeps at least one token; where weights (or distances in 12) are equal, the lower id comes
+// Each of 10 to 13 keeps at least one token; where weights (or distances in 13) are equal, the lower id comes
 // first. Cuts are exact: no approximation of a nucleus by a threshold. Time is linear in the vocabulary, and
 // where a cut leaves few tokens only those are looked at twice.
 class Sampler {
  public:
   // `logits`: one row [vocab], float32; overwritten. Ids in `params` and `input` are in [0, vocab).
-  // Internal: a NaN or +inf logit, or only -inf. InvalidArgument: steps 2 to 4 leave nothing to draw. The
+  // Internal: a NaN or +inf logit, or only -inf. InvalidArgument: steps 2 to 5 leave nothing to draw. The
   // sequence cannot go on then.
   absl::StatusOr<OutputToken> Sample(std::span<float> logits, const SamplingParams& params,
                                      const SampleInput& input);
@@ -75,6 +79,8 @@ class Sampler {
 
   absl::Status FindMaxima(std::span<const float> logits);
   float Max() const;
+  // The largest logit whose bit is set, of equals the lowest id; -1: none is above -inf. Needs FindMaxima.
+  int32_t GreedyMasked(std::span<const float> logits, std::span<const uint32_t> mask) const;
   void Modify(std::span<float> logits, const SamplingParams& params, const SampleInput& input);
   // candidates_ = the `k` largest logits, k <= vocab, unordered; the key is minus the logit.
   void CollectTop(std::span<const float> logits, size_t k);

@@ -109,8 +109,9 @@ absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layou
   if (spec.sink == nullptr) return Invalid("sink is null");
   if (spec.request_id.empty()) return Invalid("request_id is empty");
   if (spec.tokens.empty()) return Invalid("the prompt is empty; it must hold at least one token");
-  if (spec.max_tokens < 1) return Invalid("max_tokens is 0; it must be at least 1");
-  if (uint64_t{spec.tokens.size()} + (spec.prefill_only ? 0 : spec.max_tokens) > max_model_len) {
+  const bool pooled = spec.pooling != SequencePooling::kNone;
+  if (spec.max_tokens < 1 && !pooled) return Invalid("max_tokens is 0; it must be at least 1");
+  if (uint64_t{spec.tokens.size()} + (spec.prefill_only || pooled ? 0 : spec.max_tokens) > max_model_len) {
     return Invalid(absl::StrCat("the prompt's ", spec.tokens.size(), " tokens and max_tokens ",
                                 spec.max_tokens, " exceed max_model_len ", max_model_len));
   }
@@ -122,11 +123,20 @@ absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layou
   if (spec.prompt_logprobs >= 0 && (spec.computed_tokens > 0 || spec.first_token || spec.prefill_only)) {
     return Invalid("prompt_logprobs needs the whole prompt computed here, and its answer");
   }
-  TP_RETURN_IF_ERROR(ValidateDrawing(spec, vocab));
+  if (pooled && (spec.first_token || spec.prefill_only || spec.prompt_logprobs >= 0 || spec.constraint)) {
+    return Invalid(
+        "pooling gives no answer: it goes with neither first_token, prefill_only, prompt_logprobs"
+        " nor a constraint");
+  }
+  if (spec.pooling == SequencePooling::kMean && spec.computed_tokens > 0) {
+    return Invalid(absl::StrCat("computed_tokens is ", spec.computed_tokens,
+                                "; the mean of all hidden states needs the whole prompt computed here"));
+  }
+  if (!pooled) TP_RETURN_IF_ERROR(ValidateDrawing(spec, vocab));
   return ValidateBlocks(spec, layout);
 }
 
-Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, absl::Time now)
+Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, absl::Time now)
     : submitted(now),
       cached_tokens(spec.computed_tokens),
       spec_(std::move(spec)),
@@ -135,13 +145,16 @@ Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, absl::Time now)
       keys_(BlockKeys(spec_.root, spec_.tokens, block_tokens)),
       sealed_(spec_.published_blocks) {
   // Everything that grows by a token or a block is given its room here: steps allocate nothing.
-  const size_t tokens_max = prompt_tokens_ + (spec_.prefill_only ? 0 : spec_.max_tokens);
+  const size_t tokens_max = prompt_tokens_ + (spec_.prefill_only || pooled() ? 0 : spec_.max_tokens);
   const size_t blocks_max = std::max(spec_.blocks.size(), tokens_max / block_tokens_ + 1);
   spec_.tokens.reserve(tokens_max);
   spec_.blocks.reserve(blocks_max);
   bases_.reserve(blocks_max);
   keys_.reserve(blocks_max);
   for (const BlockLease& lease : spec_.blocks) bases_.push_back(lease.data().data());
+  if (spec_.constraint) {
+    constraint_ = std::make_shared<ConstraintRun>(std::move(spec_.constraint), spec_.stop_token_ids, vocab);
+  }
   if (spec_.sampling.penalises()) counts_.emplace(spec_.tokens, tokens_max - prompt_tokens_);
 }
 
@@ -172,12 +185,45 @@ void Sequence::Computed(uint32_t n, BlockPool& pool) {
   }
 }
 
+uint32_t Sequence::PooledRows(uint32_t n, bool last) const {
+  switch (spec_.pooling) {
+    case SequencePooling::kNone:
+      return 0;
+    case SequencePooling::kLast:
+      return last ? 1 : 0;
+    case SequencePooling::kMean:
+      return n;
+  }
+  return 0;
+}
+
+void Sequence::Pool(std::span<const float> states, uint32_t hidden) {
+  pool_sum_.resize(hidden);
+  for (size_t row = 0; row < states.size(); row += hidden) {
+    for (size_t i = 0; i < hidden; ++i) pool_sum_[i] += states[row + i];
+  }
+}
+
+std::vector<float> Sequence::TakePooled() {
+  double scale = spec_.pooling == SequencePooling::kMean ? 1.0 / prompt_tokens_ : 1.0;
+  if (spec_.normalize) {
+    double squares = 0;
+    for (double x : pool_sum_) squares += x * x;
+    if (squares > 0) scale = 1 / std::sqrt(squares);
+  }
+  std::vector<float> out;
+  out.reserve(pool_sum_.size());
+  for (double x : pool_sum_) out.push_back(static_cast<float>(x * scale));
+  return out;
+}
+
 SampleInput Sequence::sample_input() const {
   SampleInput input{.index = outputs(),
                     .outputs = std::span(tokens()).subspan(prompt_tokens_),
                     .counts = counts_ ? &*counts_ : nullptr,
                     .top_logprobs = spec_.top_logprobs};
   if (outputs() < spec_.min_tokens) input.banned = spec_.stop_token_ids;
+  if (constraint_) input.mask = constraint_->mask();
   return input;
 }
 
@@ -196,6 +242,7 @@ SequenceResult Sequence::Finish(FinishReason reason, absl::Status status, int32_
     out.queue_time = started - submitted;
     if (first_token != absl::InfiniteFuture()) out.prefill_time = first_token - started;
   }
+  if (reason == FinishReason::kPooled) out.pooled = TakePooled();
   out.blocks = std::move(spec_.blocks);
   out.computed_tokens = spec_.computed_tokens;
   return out;

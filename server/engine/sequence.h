@@ -2,11 +2,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "server/engine/mask_worker.h"
 #include "server/engine/model_runner.h"
 #include "server/engine/sampler.h"
 #include "server/engine/types.h"
@@ -25,7 +28,7 @@ absl::Status ValidateDrawing(const SequenceSpec& spec, uint32_t vocab);
 class Sequence {
  public:
   // `spec` was validated. Hashes the prompt's blocks, so it is made on the caller's thread.
-  Sequence(SequenceSpec spec, uint32_t block_tokens, absl::Time now);
+  Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, absl::Time now);
 
   const SequenceSpec& spec() const { return spec_; }
   EngineSink& sink() const { return *spec_.sink; }
@@ -44,7 +47,15 @@ class Sequence {
     if (counts_) counts_->AddOutput(token);
   }
 
-  // What the next draw looks at; valid until Append.
+  // Null where nothing constrains the answer.
+  const std::shared_ptr<ConstraintRun>& constraint() const { return constraint_; }
+  bool pooled() const { return spec_.pooling != SequencePooling::kNone; }
+  // Hidden states that the next `n` tokens contribute to what is pooled.
+  uint32_t PooledRows(uint32_t n, bool last) const;
+  // Takes them, [rows, hidden], in the order of tokens.
+  void Pool(std::span<const float> states, uint32_t hidden);
+
+  // What the next draw looks at; valid until Append. The constraint's mask must be there.
   SampleInput sample_input() const;
   bool IsStop(int32_t token) const;
 
@@ -54,9 +65,15 @@ class Sequence {
   absl::Time submitted, started = absl::InfiniteFuture(), first_token = absl::InfiniteFuture();
   uint32_t cached_tokens;      // had KV when it came
   double compute_seconds = 0;  // of its prefill so far
-  bool timed = true;           // no step of its prefill scored a prompt: that takes longer than computing one
+  // Logits of a token whose mask was late, and since when they wait.
+  std::vector<float> late_logits;
+  absl::Time late_since;
+  bool mask_asked = false;  // for the mask of its next token
+  bool timed = true;        // no step of its prefill scored a prompt: that takes longer than computing one
 
  private:
+  std::vector<float> TakePooled();
+
   SequenceSpec spec_;
   const uint32_t prompt_tokens_;
   const uint32_t block_tokens_;
@@ -64,6 +81,8 @@ class Sequence {
   std::vector<BlockKey> keys_;         // of the prompt's full blocks, then of the answer's as they seal
   uint32_t sealed_;                    // blocks published
   std::optional<TokenCounts> counts_;  // where the request has penalties
+  std::shared_ptr<ConstraintRun> constraint_;
+  std::vector<double> pool_sum_;  // [hidden] once the first state is there
 };
 
 }  // namespace tidepool

@@ -10,6 +10,8 @@ std::string_view FinishReasonName(FinishReason reason) {
       return "length";
     case FinishReason::kPrefilled:
       return "prefilled";
+    case FinishReason::kPooled:
+      return "pooled";
     case FinishReason::kCancelled:
       return "cancelled";
     case FinishReason::kError:

@@ -13,6 +13,7 @@
 #include "kernels/logits.h"
 #include "kvstore/block_pool.h"
 #include "kvstore/types.h"
+#include "server/engine/token_constraint.h"
 
 namespace tidepool {
 
@@ -66,20 +67,29 @@ struct PromptLogprob {
   TopLogprobs top;    // the prompt_logprobs likeliest, falling
 };
 
+// What of a prompt's hidden states after the final norm is wanted instead of an answer.
+enum class SequencePooling : uint8_t {
+  kNone,  // an answer
+  kLast,  // the last token's
+  kMean,  // the mean over all tokens: summed in double in the order of tokens, however they are computed
+};
+
 enum class FinishReason : uint8_t {
-  kStop,       // a stop token was drawn
+  kStop,       // a stop token was drawn, or the constraint allows no token after the last
   kLength,     // max_tokens were drawn
   kPrefilled,  // prefill_only, and the first token was drawn
+  kPooled,     // SequenceResult::pooled is what was asked for
   kCancelled,  // Cancel, or the engine stopped
   kError,      // see SequenceResult::status
 };
+inline constexpr size_t kFinishReasons = 6;
 std::string_view FinishReasonName(FinishReason reason);
 
 // What became of a sequence: given exactly once.
 struct SequenceResult {
   FinishReason reason = FinishReason::kError;
   absl::Status status;          // not OK for kCancelled and kError only
-  int32_t stop_token = -1;      // the token drawn, where reason is kStop
+  int32_t stop_token = -1;      // the token drawn, where reason is kStop; -1 where the constraint ended it
   uint32_t output_tokens = 0;   // drawn, a stop token not counted
   absl::Duration queue_time;    // Submit to the first step
   absl::Duration prefill_time;  // first step to the first token; zero where that was given
@@ -88,6 +98,7 @@ struct SequenceResult {
   // unsealed tail (where the prompt has one). Dropping the leases frees the blocks.
   std::vector<BlockLease> blocks;
   uint32_t computed_tokens = 0;
+  std::vector<float> pooled;  // [hidden], with kPooled
 };
 
 // EngineSink: where a sequence's results go. Called on the engine's thread, which every other sequence
@@ -133,6 +144,13 @@ struct SequenceSpec {
 
   BlockKey root;  // of the block keys: RootKey(fingerprint, layout, salt)
   SamplingParams sampling;
+  // What the answer is held to; null: nothing. With first_token, it has not seen that token yet. sampler.h
+  // says what it does to a draw; sequences that end because of it end with kStop. Where CanEnd(), the stop
+  // tokens may be drawn too. A stop token that the constraint allows as part of the answer may be drawn at
+  // any time and ends the answer there, as a stop string would. min_tokens does not outlive MustEnd(): a
+  // complete answer is not padded. Without stop tokens (ignore_eos) the answer goes on to MustEnd() or to
+  // max_tokens. Where nothing is left to draw, the sequence ends with InvalidArgument.
+  std::unique_ptr<TokenConstraint> constraint;
   uint32_t max_tokens = 1;              // >= 1; prompt + max_tokens <= max_model_len
   uint32_t min_tokens = 0;              // until then no stop token is drawn
   std::vector<int32_t> stop_token_ids;  // end of sequence included, unless ignored; at most kStopTokensMax
@@ -141,7 +159,13 @@ struct SequenceSpec {
   // is 0, and there is neither first_token nor prefill_only.
   int32_t prompt_logprobs = -1;
   bool prefill_only = false;  // finish with kPrefilled after the first token
-  int32_t priority = 0;       // higher runs first
+  // Instead of an answer: finish with kPooled once the prompt is computed. Nothing is drawn; max_tokens,
+  // sampling and stop tokens are not looked at. kMean needs the whole prompt computed here: computed_tokens
+  // is 0. With neither first_token, prefill_only, prompt_logprobs nor constraint.
+  SequencePooling pooling = SequencePooling::kNone;
+  bool normalize = false;    // the pooled vector to Euclidean length 1 (one of length 0 stays)
+  bool batch_class = false;  // yields to all that are not (see BatchCore)
+  int32_t priority = 0;      // higher runs first, inside the class
   std::shared_ptr<EngineSink> sink;
 };
 
@@ -168,7 +192,8 @@ struct EngineObservations {
 
 struct EngineStats {
   uint32_t running = 0;                 // sequences that hold a place in the batch
-  uint32_t waiting = 0;                 // submitted, not yet in the batch
+  uint32_t waiting = 0;                 // submitted, not (or no more) in the batch
+  uint32_t waiting_batch_class = 0;     // of them
   uint64_t queued_prefill_tokens = 0;   // prompt tokens still to be computed, running or waiting
   uint64_t running_context_tokens = 0;  // KV tokens of the running sequences
 };

@@ -85,11 +85,12 @@ absl::Status Transformer::CheckBatch(const ForwardBatch& batch, const BlockLayou
                                      const Workspace& ws) const {
   const size_t rows = batch.tokens.size();
   if (batch.positions.size() != rows || rows > ws.max_tokens_ || batch.sequences.size() > ws.max_sequences_ ||
-      batch.logit_rows.size() > rows) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a step of ", rows, " tokens, ", batch.positions.size(), " positions, ", batch.sequences.size(),
-        " sequences and ", batch.logit_rows.size(), " logit rows; the workspace holds ", ws.max_tokens_,
-        " tokens and ", ws.max_sequences_, " sequences"));
+      batch.logit_rows.size() > rows || batch.hidden_rows.size() > rows) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a step of ", rows, " tokens, ", batch.positions.size(), " positions, ",
+                     batch.sequences.size(), " sequences, ", batch.logit_rows.size(), " logit rows and ",
+                     batch.hidden_rows.size(), " hidden rows; the workspace holds ", ws.max_tokens_,
+                     " tokens and ", ws.max_sequences_, " sequences"));
   }
   if (layout != LayoutFor(spec_, layout.block_tokens, layout.dtype) || layout.block_tokens == 0) {
     return absl::InvalidArgumentError(
@@ -103,6 +104,11 @@ absl::Status Transformer::CheckBatch(const ForwardBatch& batch, const BlockLayou
   for (int32_t r : batch.logit_rows) {
     if (r < 0 || static_cast<size_t>(r) >= rows) {
       return absl::InvalidArgumentError(absl::StrCat("logit row ", r, " is not in [0, ", rows, ")"));
+    }
+  }
+  for (int32_t r : batch.hidden_rows) {
+    if (r < 0 || static_cast<size_t>(r) >= rows) {
+      return absl::InvalidArgumentError(absl::StrCat("hidden row ", r, " is not in [0, ", rows, ")"));
     }
   }
   int64_t next_row = 0;
@@ -232,12 +238,17 @@ absl::Status Transformer::Forward(const ForwardBatch& batch, const BlockLayout& 
     TP_RETURN_IF_ERROR(MlpBlock(l, step));
   }
 
+  const auto final_states = [&](std::span<const int32_t> rows, float* out) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      std::memcpy(out + static_cast<int64_t>(i) * hidden, ws.x_ + rows[i] * hidden, hidden * sizeof(float));
+    }
+    RmsNorm(out, weights_.final_norm.data(), static_cast<int64_t>(rows.size()), hidden,
+            static_cast<float>(spec_.rms_eps), out, pool);
+  };
+  final_states(batch.hidden_rows, batch.hidden);
   const int64_t wanted = static_cast<int64_t>(batch.logit_rows.size());
-  for (int64_t i = 0; i < wanted; ++i) {
-    std::memcpy(ws.rows_ + i * hidden, ws.x_ + batch.logit_rows[i] * hidden, hidden * sizeof(float));
-  }
-  RmsNorm(ws.rows_, weights_.final_norm.data(), wanted, hidden, static_cast<float>(spec_.rms_eps), ws.rows_,
-          pool);
+  if (wanted == 0) return absl::OkStatus();
+  final_states(batch.logit_rows, ws.rows_);
   TP_RETURN_IF_ERROR(weights_.lm_head[0].Forward(ws.rows_, wanted, logits, mode, pool));
   if (spec_.final_softcap > 0) {
     SoftCap(logits, wanted * spec_.vocab, static_cast<float>(spec_.final_softcap), pool);

@@ -32,6 +32,10 @@ struct ForwardBatch {
   std::span<const int32_t> positions;  // [T], each in [0, max_positions of the transformer)
   std::span<const ForwardSequence> sequences;
   std::span<const int32_t> logit_rows;  // [R] rows in [0, T) whose next-token logits are wanted, R <= T
+  // [H] rows in [0, T) whose hidden state after the final norm is wanted, H <= T, and where it goes: float32
+  // [H, hidden], row-major.
+  std::span<const int32_t> hidden_rows = {};
+  float* hidden = nullptr;
 };
 
 // Workspace: the activations of one Forward at a time, allocated once (Handle). One per engine thread.
@@ -80,9 +84,9 @@ class Transformer {
   static absl::StatusOr<Transformer> Create(const ModelSpec& spec, Weights weights, uint32_t max_positions);
 
   // Writes the KV of the batch's tokens into the sequences' blocks, which lie as `layout` says
-  // (LayoutFor(spec, ...)), and logits[i, :] (float32 [R, vocab], row-major) for logit_rows[i]. KV of
-  // earlier tokens must be in the blocks. Two sequences must not write to one block. Steady state
-  // allocates nothing. T == 0 is a no-op.
+  // (LayoutFor(spec, ...)), logits[i, :] (float32 [R, vocab], row-major) for logit_rows[i], and the hidden
+  // states that are wanted. KV of earlier tokens must be in the blocks. Two sequences must not write to one
+  // block. Steady state allocates nothing. T == 0 is a no-op.
   // InvalidArgument: a token, position or row out of range, sequences that do not cover the rows, a batch
   // larger than the workspace, another model's layout; KV and logits are then unspecified.
   absl::Status Forward(const ForwardBatch& batch, const BlockLayout& layout, NumericMode mode,

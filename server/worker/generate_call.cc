@@ -9,10 +9,13 @@
 namespace tidepool {
 
 GenerateCall::GenerateCall(WorkerContext& context, const v1::WorkerGenerateRequest& request,
-                           std::shared_ptr<Port> port, std::function<void()> on_end)
+                           const TraceContext& trace, std::shared_ptr<Port> port,
+                           std::function<void()> on_end)
     : context_(context),
       request_(request),
       attempt_id_(AttemptId(request.request_id(), request.attempt())),
+      trace_(trace),
+      log_name_(attempt_id_ + TraceNote(trace)),
       port_(std::move(port)),
       arrival_(context.clock->Now()),
       on_end_(std::move(on_end)),
@@ -23,23 +26,46 @@ GenerateCall::GenerateCall(WorkerContext& context, const v1::WorkerGenerateReque
   path_.set_prompt_tokens(static_cast<uint32_t>(request_.prompt_size()));
 }
 
-void GenerateCall::Start() {
-  absl::Status status = CheckPrompt(*context_.model, blocks_.prompt(), request_.max_tokens());
-  if (status.ok()) status = CheckSampling(*context_.model, request_.sampling());
+absl::Status GenerateCall::Check() {
+  TP_RETURN_IF_ERROR(CheckPrompt(*context_.model, blocks_.prompt(), request_.max_tokens()));
+  if (pooled() != (request_.max_tokens() == 0)) {
+    return absl::InvalidArgumentError(pooled() ? "max_tokens must be 0 with pooling: there is no answer"
+                                               : "max_tokens must be at least 1");
+  }
+  if (request_.pooling() > v1::POOLING_MEAN || request_.pooling() < 0) {
+    return absl::InvalidArgumentError("pooling is " + std::to_string(request_.pooling()) +
+                                      ", which this worker does not know");
+  }
+  if (pooled() && (request_.has_prompt_logprobs() || !request_.sampling().grammar().empty())) {
+    return absl::InvalidArgumentError("pooling goes with neither prompt_logprobs nor a grammar");
+  }
+  if (!pooled()) TP_RETURN_IF_ERROR(CheckSampling(*context_.model, request_.sampling()));
+  if (request_.prompt_logprobs() > kTopLogprobsMax) {
+    return absl::InvalidArgumentError("prompt_logprobs is " + std::to_string(request_.prompt_logprobs()) +
+                                      "; it may be at most " + std::to_string(kTopLogprobsMax));
+  }
   const uint32_t blocks =
       (static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens() + blocks_.block_tokens() - 1) /
       blocks_.block_tokens();
-  if (status.ok() && request_.prompt_logprobs() > kTopLogprobsMax) {
-    status = absl::InvalidArgumentError("prompt_logprobs is " + std::to_string(request_.prompt_logprobs()) +
-                                        "; it may be at most " + std::to_string(kTopLogprobsMax));
-  }
-  if (status.ok() && blocks > context_.pool->stats().slots) {
-    status = absl::InvalidArgumentError(
+  if (blocks > context_.pool->stats().slots) {
+    return absl::InvalidArgumentError(
         "the request needs " + std::to_string(blocks) + " KV blocks, the worker has " +
         std::to_string(context_.pool->stats().slots) + "; lower max_tokens or raise kv.host_bytes");
   }
+  if (!request_.sampling().grammar().empty()) {
+    TP_ASSIGN_OR_RETURN(constraint_,
+                        context_.constraints->Make(request_.sampling().grammar(), request_.salt()));
+  }
+  return absl::OkStatus();
+}
+
+void GenerateCall::Start() {
+  spdlog::debug("{}: {} prompt tokens, at most {} more", log_name_, request_.prompt_size(),
+                request_.max_tokens());
+  absl::Status status = Check();
   if (status.ok()) {
-    status = context_.slots->Submit(attempt_id_, [self = shared_from_this()] { return self->TryReserve(); });
+    status = context_.slots->Submit(
+        attempt_id_, [self = shared_from_this()] { return self->TryReserve(); }, batch_class());
   }
   if (!status.ok()) {
     std::lock_guard lock(mu_);
@@ -50,9 +76,10 @@ void GenerateCall::Start() {
 bool GenerateCall::TryReserve() {
   std::unique_lock lock(mu_);
   if (phase_ != Phase::kWaiting) return true;
-  // The logits of a prompt that is to be scored are needed everywhere: nothing of it is reused.
-  const bool scored = request_.has_prompt_logprobs();
-  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens(), !scored)) {
+  // What is to be known of every token of the prompt is nowhere but here, and computed: nothing is reused.
+  const bool whole = request_.has_prompt_logprobs() || request_.pooling() == v1::POOLING_MEAN;
+  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens(), !whole,
+                          batch_class())) {
     return false;
   }
   granted_ = context_.clock->Now();
@@ -60,9 +87,11 @@ bool GenerateCall::TryReserve() {
   path_.set_cached_tokens(blocks_.published() * blocks_.block_tokens());
   const bool here = request_.prefill().worker_id().empty() ||
                     request_.prefill().worker_id() == context_.self.worker_id() ||
-                    blocks_.published() == blocks_.reusable();
-  if (!scored && here) FetchFromHolders();
-  if (!scored && !here) StartRemotePrefill();
+                    blocks_.published() == blocks_.reusable() || pooled() ||
+                    (constraint_ && constraint_->MustEnd());  // no first token: nothing to prefill for
+  if (!whole && here) FetchFromHolders();
+  if (!whole && !here) StartRemotePrefill();
+  request_.mutable_sampling()->clear_grammar();
   MaybeSubmit();
   StartPlannedFetches(lock);
   return true;
@@ -78,13 +107,15 @@ void GenerateCall::StartRemotePrefill() {
   *request.mutable_sampling() = request_.sampling();
   *request.mutable_holders() = request_.holders();
   request.set_skip_blocks(blocks_.published());
+  request.set_request_class(request_.request_class());
+  request.set_priority(request_.priority());
   remote_ = true;
   prefill_running_ = true;
   next_offer_ = blocks_.published();
   path_.set_prefill_worker(request_.prefill().worker_id());
   path_.set_prefill_pid(request_.prefill().pid());
   prefill_context_ = PrefillClient::Start(
-      *context_.channels, request_.prefill().grpc(), context_.config.cluster.token,
+      *context_.channels, request_.prefill().grpc(), context_.config.cluster.token, trace_,
       context_.config.worker.prefill_timeout, std::move(request),
       [self = shared_from_this()](const v1::PrefillEvent& event) { self->OnPrefillEvent(event); },
       [self = shared_from_this()](const absl::Status& status) { self->OnPrefillEnd(status); });
@@ -126,7 +157,7 @@ void GenerateCall::OnPrefillEnd(const absl::Status& status) {
   if (!status.ok() || !done_) {
     done_.reset();
     context_.probe->fallback_prefill.Add();
-    spdlog::warn("{}: prefill on {} failed ({}); computing it here", attempt_id_,
+    spdlog::warn("{}: prefill on {} failed ({}); computing it here", log_name_,
                  request_.prefill().worker_id(), std::string(status.message()));
   }
   MaybeSubmit();
@@ -157,7 +188,7 @@ void GenerateCall::OnFetched(uint32_t begin, FetchResult result) {
   if (phase_ == Phase::kEnded) return;  // the leases drop here: they are quiescent
   const absl::Status status = result.status;
   if (!blocks_.EndFetch(begin, std::move(result))) {
-    spdlog::warn("{}: blocks from {} on were not fetched ({}); computing them here", attempt_id_, begin,
+    spdlog::warn("{}: blocks from {} on were not fetched ({}); computing them here", log_name_, begin,
                  status.ok() ? "evicted meanwhile" : std::string(status.message()));
   }
   MaybeSubmit();
@@ -173,6 +204,13 @@ void GenerateCall::Submit() {
   ReleasePeer();
   SequenceGoal goal{.max_tokens = request_.max_tokens()};
   if (request_.has_prompt_logprobs()) goal.prompt_logprobs = static_cast<int32_t>(request_.prompt_logprobs());
+  if (pooled()) {
+    goal.pooling = request_.pooling() == v1::POOLING_MEAN ? SequencePooling::kMean : SequencePooling::kLast;
+  }
+  goal.normalize = request_.normalize();
+  goal.constraint = std::move(constraint_);
+  goal.batch_class = batch_class();
+  goal.priority = EnginePriority(request_.priority());
   if (done_ && blocks_.complete()) {
     goal.first_token = FromProto(done_->first_token());
     path_.set_cached_tokens(done_->cached_tokens());
@@ -222,10 +260,12 @@ void GenerateCall::OnFinished(SequenceResult result) {
   std::lock_guard lock(mu_);
   if (phase_ == Phase::kEnded) return;
   context_.reporter->Nudge();
-  if (result.reason != FinishReason::kStop && result.reason != FinishReason::kLength) {
+  if (result.reason != FinishReason::kStop && result.reason != FinishReason::kLength &&
+      result.reason != FinishReason::kPooled) {
     End(ToGrpc(result.status));
     return;
   }
+  if (first_token_ == absl::Time()) context_.reporter->Prefilled(request_.request_id());  // there was none
   if (!done_) {
     path_.set_queue_seconds(absl::ToDoubleSeconds(granted_ - arrival_ + result.queue_time));
     path_.set_prefill_seconds(absl::ToDoubleSeconds(result.prefill_time));
@@ -238,6 +278,7 @@ void GenerateCall::OnFinished(SequenceResult result) {
   v1::WorkerGenerateEvent event;
   event.set_finish_reason(std::string(FinishReasonName(result.reason)));
   event.set_stop_token(result.stop_token);
+  event.mutable_embedding()->Add(result.pooled.begin(), result.pooled.end());
   *event.mutable_path() = path_;
   port_->Write(std::move(event));
   End(grpc::Status::OK);
@@ -266,7 +307,7 @@ void GenerateCall::End(grpc::Status status) {
     context_.probe->cancelled.Add();
   } else if (!status.ok()) {
     context_.probe->failed.Add();
-    spdlog::warn("{}: failed: {}", attempt_id_, status.error_message());
+    spdlog::warn("{}: failed: {}", log_name_, status.error_message());
   }
   blocks_.Drop();
   port_->Close(std::move(status));

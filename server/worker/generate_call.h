@@ -17,15 +17,16 @@ namespace tidepool {
 //
 // Whatever fails on the way to the engine (prefill worker gone, blocks missing or damaged) costs time only:
 // what is not here is computed here. A prompt whose logprobs are wanted is computed here from its first token
-// on: its logits are nowhere else. Ends exactly once: with a finish reason, an error, or the caller's
-// cancellation, after which its slots come back as soon as they are quiescent. Thread-safe.
+// on: its logits are nowhere else; so is one that is to be pooled (the mean of its hidden states) or ends
+// before its first token. Ends exactly once: with a finish reason, an error, or the caller's cancellation,
+// after which its slots come back as soon as they are quiescent. Thread-safe.
 class GenerateCall final : public EngineSink, public std::enable_shared_from_this<GenerateCall> {
  public:
   using Port = StreamPort<v1::WorkerGenerateEvent>;
 
-  // `on_end` runs once, when the outcome is known.
-  GenerateCall(WorkerContext& context, const v1::WorkerGenerateRequest& request, std::shared_ptr<Port> port,
-               std::function<void()> on_end);
+  // `trace`: the caller's. `on_end` runs once, when the outcome is known.
+  GenerateCall(WorkerContext& context, const v1::WorkerGenerateRequest& request, const TraceContext& trace,
+               std::shared_ptr<Port> port, std::function<void()> on_end);
 
   void Start();
   // The caller is gone: frees everything within one engine step.
@@ -39,6 +40,10 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
  private:
   enum class Phase { kWaiting, kFetching, kEngine, kEnded };
 
+  bool pooled() const { return request_.pooling() != v1::POOLING_UNSPECIFIED; }
+  bool batch_class() const { return request_.request_class() == v1::REQUEST_CLASS_BATCH; }
+  // Everything that may be wrong with the request, before it waits for anything; makes constraint_.
+  absl::Status Check();
   // Under SlotQueue's lock; true when slots were granted (or the request is over).
   bool TryReserve();
   // The following hold mu_.
@@ -58,8 +63,10 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   void OnFetched(uint32_t begin, FetchResult result);
 
   WorkerContext& context_;
-  const v1::WorkerGenerateRequest request_;
+  v1::WorkerGenerateRequest request_;  // without its grammar, once that is read
   const std::string attempt_id_;
+  const TraceContext trace_;
+  const std::string log_name_;
   const std::shared_ptr<Port> port_;
   const absl::Time arrival_;
 
@@ -67,8 +74,9 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   std::function<void()> on_end_;
   Phase phase_ = Phase::kWaiting;
   RequestBlocks blocks_;
-  bool remote_ = false;           // a remote prefill was started
-  bool prefill_running_ = false;  // and has not ended
+  std::unique_ptr<TokenConstraint> constraint_;  // null: none; gone to the engine with the rest
+  bool remote_ = false;                          // a remote prefill was started
+  bool prefill_running_ = false;                 // and has not ended
   std::shared_ptr<grpc::ClientContext> prefill_context_;
   std::vector<PlannedFetch> planned_;  // counted as pending, to be started without the lock
   uint32_t next_offer_ = 0;            // first block that was not offered yet

@@ -7,22 +7,34 @@
 
 namespace tidepool {
 
-PrefillCall::PrefillCall(WorkerContext& context, const v1::PrefillRequest& request,
+PrefillCall::PrefillCall(WorkerContext& context, const v1::PrefillRequest& request, const TraceContext& trace,
                          std::shared_ptr<Port> port, std::function<void()> on_end)
     : context_(context),
       request_(request),
       attempt_id_(AttemptId(request.request_id(), request.attempt())),
+      log_name_(attempt_id_ + TraceNote(trace)),
       port_(std::move(port)),
       arrival_(context.clock->Now()),
       on_end_(std::move(on_end)),
       blocks_(context, RootKey(context.model->fingerprint, context.layout, request.salt()),
               {request.prompt().begin(), request.prompt().end()}) {}
 
+absl::Status PrefillCall::Check() {
+  TP_RETURN_IF_ERROR(CheckPrompt(*context_.model, blocks_.prompt(), 1));
+  TP_RETURN_IF_ERROR(CheckSampling(*context_.model, request_.sampling()));
+  if (request_.sampling().grammar().empty()) return absl::OkStatus();
+  TP_ASSIGN_OR_RETURN(constraint_,
+                      context_.constraints->Make(request_.sampling().grammar(), request_.salt()));
+  request_.mutable_sampling()->clear_grammar();
+  return absl::OkStatus();
+}
+
 void PrefillCall::Start() {
-  absl::Status status = CheckPrompt(*context_.model, blocks_.prompt(), 1);
-  if (status.ok()) status = CheckSampling(*context_.model, request_.sampling());
+  spdlog::debug("{}: prefill of {} tokens", log_name_, request_.prompt_size());
+  absl::Status status = Check();
   if (status.ok()) {
-    status = context_.slots->Submit(attempt_id_, [self = shared_from_this()] { return self->TryReserve(); });
+    status = context_.slots->Submit(
+        attempt_id_, [self = shared_from_this()] { return self->TryReserve(); }, batch_class());
   }
   if (!status.ok()) {
     std::lock_guard lock(mu_);
@@ -33,7 +45,9 @@ void PrefillCall::Start() {
 bool PrefillCall::TryReserve() {
   std::unique_lock lock(mu_);
   if (phase_ != Phase::kWaiting) return true;
-  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()))) return false;
+  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()), /*reuse=*/true, batch_class())) {
+    return false;
+  }
   granted_ = context_.clock->Now();
   phase_ = Phase::kFetching;
   OfferCached();
@@ -80,8 +94,12 @@ void PrefillCall::Submit() {
   cached_tokens_ = blocks_.ready_tokens();
   context_.probe->peer_hit_tokens.Add(cached_tokens_ - size_t{blocks_.published()} * blocks_.block_tokens());
   phase_ = Phase::kEngine;
+  SequenceGoal goal{.prefill_only = true};
+  goal.constraint = std::move(constraint_);
+  goal.batch_class = batch_class();
+  goal.priority = EnginePriority(request_.priority());
   const absl::Status status =
-      blocks_.Submit(attempt_id_, request_.sampling(), {.prefill_only = true}, shared_from_this());
+      blocks_.Submit(attempt_id_, request_.sampling(), std::move(goal), shared_from_this());
   if (!status.ok()) End(ToGrpc(status));
 }
 
@@ -148,7 +166,7 @@ void PrefillCall::End(grpc::Status status) {
     context_.probe->cancelled.Add();
   } else if (!status.ok()) {
     context_.probe->failed.Add();
-    spdlog::warn("{}: prefill failed: {}", attempt_id_, status.error_message());
+    spdlog::warn("{}: prefill failed: {}", log_name_, status.error_message());
     context_.fetch->ReleaseOffers(attempt_id_);
   }
   blocks_.Drop();

@@ -19,8 +19,9 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
  public:
   using Port = StreamPort<v1::PrefillEvent>;
 
-  PrefillCall(WorkerContext& context, const v1::PrefillRequest& request, std::shared_ptr<Port> port,
-              std::function<void()> on_end);
+  // `trace`: the caller's. `on_end` runs once, when the outcome is known.
+  PrefillCall(WorkerContext& context, const v1::PrefillRequest& request, const TraceContext& trace,
+              std::shared_ptr<Port> port, std::function<void()> on_end);
 
   void Start();
   // The decode worker is gone: frees everything within one engine step.
@@ -33,6 +34,8 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
  private:
   enum class Phase { kWaiting, kFetching, kEngine, kEnded };
 
+  bool batch_class() const { return request_.request_class() == v1::REQUEST_CLASS_BATCH; }
+  absl::Status Check();
   bool TryReserve();
   // Locks.
   void OnFetched(uint32_t begin, FetchResult result);
@@ -44,8 +47,9 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
   void End(grpc::Status status);
 
   WorkerContext& context_;
-  const v1::PrefillRequest request_;
+  v1::PrefillRequest request_;  // without its grammar, once that is read
   const std::string attempt_id_;
+  const std::string log_name_;
   const std::shared_ptr<Port> port_;
   const absl::Time arrival_;
 
@@ -53,6 +57,7 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
   std::function<void()> on_end_;
   Phase phase_ = Phase::kWaiting;
   RequestBlocks blocks_;
+  std::unique_ptr<TokenConstraint> constraint_;  // null: none; gone to the engine with the rest
   uint32_t cached_tokens_ = 0;
   absl::Time granted_;
   OutputToken first_token_;

@@ -19,7 +19,8 @@ class PrefillClient final : public grpc::ClientReadReactor<v1::PrefillEvent> {
 
   // The context by which the call is cancelled; it stays valid as long as somebody holds it.
   static std::shared_ptr<grpc::ClientContext> Start(ChannelCache& channels, const std::string& address,
-                                                    const std::string& cluster_token, absl::Duration timeout,
+                                                    const std::string& cluster_token,
+                                                    const TraceContext& trace, absl::Duration timeout,
                                                     v1::PrefillRequest request, OnEvent on_event,
                                                     OnEnd on_end);
 

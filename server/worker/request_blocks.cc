@@ -12,12 +12,20 @@ RequestBlocks::RequestBlocks(WorkerContext& context, BlockKey root, std::vector<
       prompt_(std::move(prompt)),
       keys_(BlockKeys(root_, prompt_, context.layout.block_tokens)) {}
 
-bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse) {
+bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse, bool batch_class) {
   const std::span<const BlockKey> reusable_keys(keys_.data(), reuse ? reusable() : 0);
   blocks_ = context_.pool->LeasePrefix(reusable_keys);
   published_ = static_cast<uint32_t>(blocks_.size());
   const size_t total = (total_tokens + block_tokens() - 1) / block_tokens();
-  auto rest = context_.pool->Reserve(total - blocks_.size());
+  const auto fits = [&] {
+    if (!batch_class) return true;
+    // One that needs more than three quarters runs once it is alone.
+    const BlockPool::Stats now = context_.pool->stats();
+    return size_t{now.free} + now.evictable >= total - blocks_.size() + now.slots / 4 ||
+           now.leased == blocks_.size();
+  };
+  absl::StatusOr<std::vector<BlockLease>> rest = absl::ResourceExhaustedError("kept for online requests");
+  if (fits()) rest = context_.pool->Reserve(total - blocks_.size());
   if (!rest.ok()) {
     blocks_.clear();
     published_ = 0;
@@ -110,6 +118,11 @@ absl::Status RequestBlocks::Submit(const std::string& attempt_id, const v1::Samp
   spec.max_tokens = goal.max_tokens;
   spec.prefill_only = goal.prefill_only;
   spec.prompt_logprobs = goal.prompt_logprobs;
+  spec.pooling = goal.pooling;
+  spec.normalize = goal.normalize;
+  spec.constraint = std::move(goal.constraint);
+  spec.batch_class = goal.batch_class;
+  spec.priority = goal.priority;
   spec.sink = std::move(sink);
   return context_.engine->Submit(std::move(spec));
 }

@@ -18,12 +18,17 @@ struct PlannedFetch {
   FetchSpec spec;
 };
 
-// What the engine is to do with a prompt, beside what v1::Sampling says.
+// What the engine is to do with a prompt, beside what v1::Sampling says of draws.
 struct SequenceGoal {
   uint32_t max_tokens = 1;
   bool prefill_only = false;
-  std::optional<OutputToken> first_token;  // drawn elsewhere; complete() holds
-  int32_t prompt_logprobs = -1;            // nothing was reused then
+  std::optional<OutputToken> first_token;            // drawn elsewhere; complete() holds
+  int32_t prompt_logprobs = -1;                      // nothing was reused then
+  SequencePooling pooling = SequencePooling::kNone;  // kMean: nothing was reused then
+  bool normalize = false;
+  std::unique_ptr<TokenConstraint> constraint;
+  bool batch_class = false;
+  int32_t priority = 0;  // as SequenceSpec's
 };
 
 // RequestBlocks: the slots of one request on one worker while its prompt's KV comes together: what the pool
@@ -34,8 +39,9 @@ class RequestBlocks {
   RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt);
 
   // Leases the prompt's published prefix (unless `reuse` is false: all of it is to be computed) and reserves
-  // the rest of `total_tokens`. False: no slots now; nothing is held then.
-  bool TryReserve(uint32_t total_tokens, bool reuse = true);
+  // the rest of `total_tokens`. False: no slots now; nothing is held then. `batch_class`: leaves a quarter of
+  // the pool to online requests, unless nobody else uses it.
+  bool TryReserve(uint32_t total_tokens, bool reuse = true, bool batch_class = false);
 
   uint32_t block_tokens() const { return context_.layout.block_tokens; }
   const std::vector<int32_t>& prompt() const { return prompt_; }

@@ -21,42 +21,48 @@ SlotQueue::~SlotQueue() {
   thread_.join();
 }
 
-absl::Status SlotQueue::Submit(const std::string& id, Attempt attempt) {
+absl::Status SlotQueue::Submit(const std::string& id, Attempt attempt, bool batch_class) {
   // Attempts run under the lock: that is what makes "never after Cancel" true, and keeps them in order.
   std::lock_guard lock(mu_);
-  if (waiters_.empty() && attempt()) return absl::OkStatus();
-  if (waiters_.size() >= max_waiting_) {
+  std::deque<Waiter>& queue = batch_class ? batch_ : online_;
+  if (online_.empty() && queue.empty() && attempt()) return absl::OkStatus();
+  if (batch_class ? Waiting() >= (max_waiting_ + 1) / 2 : online_.size() >= max_waiting_) {
     rejected_.Add();
-    return absl::ResourceExhaustedError("all KV slots are taken and " + std::to_string(waiters_.size()) +
-                                        " requests wait already (engine.max_waiting); try again later");
+    return absl::ResourceExhaustedError("all KV slots are taken and " + std::to_string(Waiting()) +
+                                        " requests wait already (engine.max_waiting" +
+                                        (batch_class ? ", of which batches may take half" : "") +
+                                        "); try again later");
   }
-  waiters_.push_back({id, std::move(attempt)});
-  waiting_gauge_.Set(static_cast<double>(waiters_.size()));
+  queue.push_back({id, std::move(attempt)});
+  Show();
   wake_.notify_all();
   return absl::OkStatus();
 }
 
 void SlotQueue::Cancel(const std::string& id) {
   std::lock_guard lock(mu_);
-  std::erase_if(waiters_, [&](const Waiter& w) { return w.id == id; });
-  waiting_gauge_.Set(static_cast<double>(waiters_.size()));
+  for (std::deque<Waiter>* queue : {&online_, &batch_}) {
+    std::erase_if(*queue, [&](const Waiter& w) { return w.id == id; });
+  }
+  Show();
 }
 
 size_t SlotQueue::waiting() const {
   std::lock_guard lock(mu_);
-  return waiters_.size();
+  return Waiting();
 }
 
 void SlotQueue::Run() {
   std::unique_lock lock(mu_);
   while (!stop_) {
-    if (waiters_.empty()) {
+    std::deque<Waiter>& queue = online_.empty() ? batch_ : online_;
+    if (queue.empty()) {
       wake_.wait(lock);
       continue;
     }
-    if (waiters_.front().attempt()) {
-      waiters_.pop_front();
-      waiting_gauge_.Set(static_cast<double>(waiters_.size()));
+    if (queue.front().attempt()) {
+      queue.pop_front();
+      Show();
       continue;
     }
     wake_.wait_for(lock, std::chrono::milliseconds(1));

@@ -30,17 +30,11 @@ std::string HostName() {
   return gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
 }
 
-// Part of the fingerprint: equal weights under another tokenizer are another model.
-absl::StatusOr<std::string> TokenizerDigest(const ModelConfig& config) {
-  TP_ASSIGN_OR_RETURN(auto tokenizer,
-                      Tokenizer::Load(config.tokenizer.empty() ? config.path : config.tokenizer));
-  return tokenizer->Digest();
-}
-
-absl::StatusOr<std::shared_ptr<const Model>> Load(const ModelConfig& config) {
-  TP_ASSIGN_OR_RETURN(const std::string digest, TokenizerDigest(config));
+// The tokenizer's digest is part of the fingerprint: equal weights under another tokenizer are another model.
+absl::StatusOr<std::shared_ptr<const Model>> Load(const ModelConfig& config, const Tokenizer& tokenizer) {
   LoadProgressPrinter printer;
-  return LoadModel(config, digest, [&](uint64_t done, uint64_t total) { printer.Update(done, total); });
+  return LoadModel(config, tokenizer.Digest(),
+                   [&](uint64_t done, uint64_t total) { printer.Update(done, total); });
 }
 
 uint32_t Threads(uint32_t configured) {
@@ -58,6 +52,7 @@ v1::ModelIdentity IdentityOf(const Model& model, const BlockLayout& layout) {
   out.set_kv_dtype(static_cast<uint32_t>(layout.dtype));
   out.set_max_model_len(model.max_model_len);
   out.set_vocab_size(model.spec.vocab);
+  out.set_hidden_size(model.spec.hidden);
   return out;
 }
 
@@ -73,6 +68,7 @@ struct WorkerServer::Impl {
   WorkerProbe probe;
   WorkerContext context;
   ChannelCache channels;
+  std::unique_ptr<ConstraintFactory> constraints;
   std::unique_ptr<BlockPool> pool;
   std::unique_ptr<FetchNode> fetch;
   std::unique_ptr<Engine> engine;
@@ -186,7 +182,14 @@ void WorkerServer::Impl::MakeReporter(v1::Role role) {
 absl::Status WorkerServer::Impl::Start() {
   Config& config = context.config;
   TP_ASSIGN_OR_RETURN(const v1::Role role, ParseRole(config.worker.role));
-  TP_ASSIGN_OR_RETURN(context.model, Load(config.model));
+  {
+    TP_ASSIGN_OR_RETURN(
+        const auto tokenizer,
+        Tokenizer::Load(config.model.tokenizer.empty() ? config.model.path : config.model.tokenizer));
+    TP_ASSIGN_OR_RETURN(context.model, Load(config.model, *tokenizer));
+    constraints = std::make_unique<ConstraintFactory>(*tokenizer, context.model->spec.vocab, metrics);
+    context.constraints = constraints.get();
+  }
   context.channels = &channels;
   context.probe = &probe;
   const std::string host = HostName();

@@ -1,5 +1,7 @@
 #include "server/worker/worker_context.h"
 
+#include <limits>
+
 #include "base/status.h"
 #include "server/engine/sequence.h"
 
@@ -60,6 +62,10 @@ std::vector<v1::FetchSample> WorkerContext::TakeFetchSamples() {
 
 std::string AttemptId(const std::string& request_id, uint32_t attempt) {
   return request_id + "#" + std::to_string(attempt);
+}
+
+int32_t EnginePriority(int32_t priority) {
+  return priority == std::numeric_limits<int32_t>::min() ? std::numeric_limits<int32_t>::max() : -priority;
 }
 
 PeerAddress ToPeerAddress(const v1::WorkerAddress& address) {
@@ -125,7 +131,6 @@ absl::Status CheckSampling(const Model& model, const v1::Sampling& sampling) {
 
 absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens) {
   if (prompt.empty()) return absl::InvalidArgumentError("prompt is empty; send at least one token");
-  if (max_tokens == 0) return absl::InvalidArgumentError("max_tokens must be at least 1");
   if (prompt.size() + max_tokens > model.max_model_len) {
     return absl::InvalidArgumentError("prompt has " + std::to_string(prompt.size()) +
                                       " tokens and max_tokens is " + std::to_string(max_tokens) +

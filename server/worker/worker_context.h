@@ -16,6 +16,7 @@
 #include "server/engine/engine.h"
 #include "server/model/model.h"
 #include "server/rpc/rpc.h"
+#include "server/worker/constraint_factory.h"
 #include "server/worker/reporter.h"
 #include "server/worker/slot_queue.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
@@ -51,6 +52,7 @@ struct WorkerContext {
   Reporter* reporter = nullptr;
   SlotQueue* slots = nullptr;
   ChannelCache* channels = nullptr;
+  ConstraintFactory* constraints = nullptr;
   WorkerProbe* probe = nullptr;
   const Clock* clock = &Clock::Real();
 
@@ -66,15 +68,19 @@ struct WorkerContext {
 // The name under which a request's attempt is known to engine, pool and peers: attempts never meet.
 std::string AttemptId(const std::string& request_id, uint32_t attempt);
 
+// SequenceSpec::priority of a message's: the signs differ.
+int32_t EnginePriority(int32_t priority);
+
 PeerAddress ToPeerAddress(const v1::WorkerAddress& address);
 OutputToken FromProto(const v1::OutputToken& token);
 void ToProto(const OutputToken& token, v1::OutputToken& out);
 void ToProto(const PromptLogprob& score, v1::PromptLogprob& out);
 // Fills what `sampling` says in `spec`. A peer's numbers: CheckSampling, and the engine, judge them.
 void FromProto(const v1::Sampling& sampling, SequenceSpec& spec);
-// InvalidArgument names the field and its limit.
+// InvalidArgument names the field and its limit. Not of the grammar: ConstraintFactory judges that.
 absl::Status CheckSampling(const Model& model, const v1::Sampling& sampling);
 // A prompt that this model can take: not empty, ids in the vocabulary, prompt + max_tokens in the context.
+// max_tokens may be 0.
 absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens);
 
 }  // namespace tidepool

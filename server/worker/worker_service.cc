@@ -14,6 +14,7 @@ void MergeGenerate(v1::WorkerGenerateEvent& pending, v1::WorkerGenerateEvent&& n
   if (!next.finish_reason().empty()) {
     pending.set_finish_reason(next.finish_reason());
     pending.set_stop_token(next.stop_token());
+    pending.mutable_embedding()->Swap(next.mutable_embedding());
   }
 }
 
@@ -43,7 +44,7 @@ absl::Status WorkerService::Admit(const grpc::CallbackServerContext& rpc, bool r
 }
 
 template <typename Call, typename Event, typename Request>
-grpc::ServerWriteReactor<Event>* WorkerService::StartCall(grpc::CallbackServerContext*,
+grpc::ServerWriteReactor<Event>* WorkerService::StartCall(grpc::CallbackServerContext* rpc,
                                                           const Request* request,
                                                           void (*merge)(Event&, Event&&),
                                                           absl::Status admitted) {
@@ -54,7 +55,7 @@ grpc::ServerWriteReactor<Event>* WorkerService::StartCall(grpc::CallbackServerCo
       std::lock_guard lock(mu_);
       ++active_;
     }
-    call = std::make_shared<Call>(context_, *request, port, [this] {
+    call = std::make_shared<Call>(context_, *request, TraceOf(*rpc), port, [this] {
       std::lock_guard lock(mu_);
       if (--active_ == 0) idle_.notify_all();
     });

@@ -5,7 +5,8 @@
 namespace tidepool {
 
 bool StreamDecoder::Contributes(int32_t id) const {
-  return tokenizer_->TokenPiece(id).has_value() && !(skip_special_ && tokenizer_->is_special(id));
+  if (!tokenizer_->TokenPiece(id).has_value()) return false;
+  return !skip_special_ || !tokenizer_->is_special(id) || std::ranges::find(kept_, id) != kept_.end();
 }
 
 void StreamDecoder::Prime(std::span<const int32_t> prompt) {

@@ -17,9 +17,13 @@ namespace tidepool {
 // alone).
 class StreamDecoder {
  public:
-  // `tokenizer` is borrowed and must outlive this.
-  StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens)
-      : tokenizer_(&tokenizer), skip_special_(skip_special_tokens), state_(tokenizer.decoder_spec()) {}
+  // `tokenizer` is borrowed and must outlive this. `kept`: ids of special tokens that are shown although
+  // others are skipped; borrowed as well.
+  StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens, std::span<const int32_t> kept = {})
+      : tokenizer_(&tokenizer),
+        skip_special_(skip_special_tokens),
+        kept_(kept),
+        state_(tokenizer.decoder_spec()) {}
 
   // Tells what stands before the first Push, without giving it out: a continuation keeps the space that a
   // text's beginning is stripped of, and may complete a character that the prompt began. Prime(prompt) and
@@ -38,6 +42,7 @@ class StreamDecoder {
 
   const Tokenizer* tokenizer_;
   bool skip_special_;
+  std::span<const int32_t> kept_;
   TokenDecoder state_;
 };
 

@@ -57,6 +57,25 @@ void Draw(benchmark::State& state, const SamplingParams& params, int32_t top_log
   }
 }
 
+// A constraint's mask with `allowed` tokens, spread evenly; `applied` before a greedy draw.
+void Masked(benchmark::State& state, const std::vector<float>& logits) {
+  const auto allowed = static_cast<size_t>(state.range(0));
+  std::vector<uint32_t> mask(kVocab / 32);
+  for (size_t i = 0; i < allowed; ++i) {
+    const size_t id = i * (kVocab / allowed);
+    mask[id / 32] |= 1u << (id % 32);
+  }
+  Sampler sampler;
+  std::vector<float> row = logits;
+  for (auto _ : state) {
+    state.PauseTiming();
+    row = logits;
+    state.ResumeTiming();
+    auto token = sampler.Sample(std::span(row), {.temperature = 0}, {.mask = mask});
+    benchmark::DoNotOptimize(token);
+  }
+}
+
 const std::vector<float> peaked = PeakedLogits();
 const std::vector<float> flat = FlatLogits();
 
@@ -81,6 +100,13 @@ BENCHMARK_CAPTURE(
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK_CAPTURE(Draw, greedy_logprobs_20, {.temperature = 0}, 20, peaked)->Unit(benchmark::kMicrosecond);
 BENCHMARK_CAPTURE(Draw, temperature_logprobs_20, {.temperature = 0.8f}, 20, peaked)
+    ->Unit(benchmark::kMicrosecond);
+
+BENCHMARK_CAPTURE(Masked, greedy_mask, peaked)
+    ->Arg(1)
+    ->Arg(1000)
+    ->Arg(60'000)
+    ->Arg(kVocab)
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -110,6 +111,57 @@ TEST(Sampler, MinPIsRelativeToTheLikeliest) {
 TEST(Sampler, BannedIdsAreNotDrawn) {
   EXPECT_EQ(Draw({1, 5, 3}, {.temperature = 0}, 0, {1}).id, 2);
   for (uint32_t i = 0; i < 200; ++i) EXPECT_NE(Draw({1, 5, 3}, {}, i, {1}).id, 1);
+}
+
+TEST(Sampler, MaskedIdsAreNotDrawn) {
+  // 70 tokens: two whole words and a part of a third.
+  std::vector<float> logits(70);
+  Rng rng(3);
+  for (float& v : logits) v = static_cast<float>(rng.Uniform());
+  logits[5] = 9;
+  Sampler sampler;
+  for (const std::set<int32_t>& allowed : {std::set<int32_t>{0}, {31, 32}, {69}, {5, 6, 63, 64, 68}}) {
+    std::vector<uint32_t> mask(3);
+    for (int32_t id : allowed) mask[id / 32] |= 1u << (id % 32);
+    const auto best = *std::max_element(allowed.begin(), allowed.end(),
+                                        [&](int32_t a, int32_t b) { return logits[a] < logits[b]; });
+    std::vector<float> row = logits;
+    const auto greedy = sampler.Sample(row, {.temperature = 0}, {.mask = mask, .top_logprobs = 1});
+    ASSERT_TRUE(greedy.ok());
+    EXPECT_EQ(greedy->id, best);
+    EXPECT_EQ(greedy->top[0].id, 5) << "what the model thought, allowed or not";
+    std::set<int32_t> seen;
+    for (uint32_t i = 0; i < 500; ++i) {
+      row = logits;
+      seen.insert(sampler.Sample(row, {}, {.index = i, .mask = mask})->id);
+    }
+    EXPECT_TRUE(std::ranges::includes(allowed, seen));
+    // One of the five has nearly all the weight.
+    EXPECT_GE(seen.size(), std::min<size_t>(allowed.size(), allowed.contains(5) ? 1 : 2));
+  }
+}
+
+TEST(Sampler, MaskOfAllOnesChangesNothing) {
+  std::vector<float> logits(70);
+  Rng rng(4);
+  for (float& v : logits) v = static_cast<float>(rng.Uniform());
+  const std::vector<uint32_t> mask(3, ~0u);
+  Sampler sampler;
+  for (uint32_t i = 0; i < 100; ++i) {
+    std::vector<float> row = logits;
+    EXPECT_EQ(sampler.Sample(row, {.seed = 5}, {.index = i, .mask = mask})->id,
+              Draw(logits, {.seed = 5}, i).id);
+  }
+}
+
+TEST(Sampler, MaskThatLeavesNothingIsAnErrorThatNamesTheGrammar) {
+  Sampler sampler;
+  std::vector<float> logits = {1, 2, 3};
+  const std::vector<uint32_t> mask = {0b100};
+  const std::vector<int32_t> banned = {2};
+  const auto t = sampler.Sample(logits, {}, {.banned = banned, .mask = mask});
+  EXPECT_EQ(t.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(std::string(t.status().message()).find("grammar"), std::string::npos);
 }
 
 TEST(Sampler, LogprobsAreOfTheRawDistribution) {

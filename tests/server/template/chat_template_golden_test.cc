@@ -123,7 +123,7 @@ TEST(DemoModel, TemplateEqualsItsGolden) {
   int rows = 0;
   for (const auto& row : ReadLines(dir + "golden/demo_template.jsonl")) {
     const ordered_json context = {{"messages", row["messages"]},
-                                  {"tools", nullptr},
+                                  {"tools", row.value("tools", ordered_json())},
                                   {"add_generation_prompt", row["add_generation_prompt"]}};
     const ordered_json trusted = {{"bos_token", (*tokenizer)->bos_token()},
                                   {"eos_token", (*tokenizer)->eos_token()}};

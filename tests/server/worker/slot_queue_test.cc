@@ -42,6 +42,41 @@ TEST(SlotQueue, ServesInOrderOfArrival) {
   EXPECT_EQ(order, (std::vector<int>{0, 1, 2}));
 }
 
+TEST(SlotQueue, OnlineRequestsGoBeforeThoseOfTheBatchClass) {
+  MetricRegistry metrics;
+  SlotQueue queue(8, metrics);
+  std::atomic<int> slots{0};
+  std::string order;  // attempts run under the queue's lock
+  std::promise<void> last;
+  auto attempt = [&](char name) {
+    return [&, name] {
+      if (slots <= 0) return false;
+      --slots;
+      order += name;
+      if (order.size() == 4) last.set_value();
+      return true;
+    };
+  };
+  ASSERT_TRUE(queue.Submit("a", attempt('a'), /*batch_class=*/true).ok());
+  ASSERT_TRUE(queue.Submit("b", attempt('b'), true).ok());
+  ASSERT_TRUE(queue.Submit("c", attempt('c')).ok());
+  ASSERT_TRUE(queue.Submit("d", attempt('d')).ok());
+  slots = 4;
+  ASSERT_EQ(last.get_future().wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  EXPECT_EQ(order, "cdab");
+}
+
+TEST(SlotQueue, BatchClassMayTakeHalfTheWaitingPlaces) {
+  MetricRegistry metrics;
+  SlotQueue queue(3, metrics);
+  const auto never = [] { return false; };
+  ASSERT_TRUE(queue.Submit("a", never, true).ok());
+  ASSERT_TRUE(queue.Submit("b", never, true).ok());
+  EXPECT_EQ(queue.Submit("c", never, true).code(), absl::StatusCode::kResourceExhausted);
+  for (const char* id : {"d", "e", "f"}) EXPECT_TRUE(queue.Submit(id, never).ok()) << "all places are theirs";
+  EXPECT_EQ(queue.Submit("g", never).code(), absl::StatusCode::kResourceExhausted);
+}
+
 TEST(SlotQueue, RefusesBeyondItsLimitAndNamesIt) {
   MetricRegistry metrics;
   SlotQueue queue(1, metrics);

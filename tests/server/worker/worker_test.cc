@@ -4,11 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 #include <map>
 #include <thread>
 
 #include "server/rpc/rpc.h"
+#include "server/structured/grammar_builder.h"
+#include "server/worker/constraint_factory.h"
 #include "tests/server/model/tiny_model.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
 
@@ -19,7 +22,8 @@ using ::testing::HasSubstr;
 
 constexpr char kToken[] = "cluster-secret";
 
-// The smallest tokenizer.json that loads: the worker wants its digest only.
+// The smallest tokenizer.json that loads: the worker wants its digest, and what its tokens spell for
+// grammars.
 constexpr char kTokenizer[] = R"({"version":"1.0","added_tokens":[],"normalizer":null,
   "pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},
   "post_processor":null,"decoder":{"type":"ByteLevel"},
@@ -76,8 +80,19 @@ struct Answer {
   std::vector<v1::PromptLogprob> prompt_logprobs;
   std::string finish_reason;
   v1::RequestPath path;
+  std::vector<float> embedding;
   grpc::Status status;
 };
+
+// CompiledGrammar::bytes() of a regular expression.
+std::string Grammar(std::string_view regex) {
+  GrammarBuilder builder;
+  auto node = builder.Regex(regex);
+  EXPECT_TRUE(node.ok()) << node.status();
+  auto grammar = builder.Build(*node);
+  EXPECT_TRUE(grammar.ok()) << grammar.status();
+  return (*grammar)->bytes();
+}
 
 class WorkerTest : public ::testing::Test {
  protected:
@@ -166,6 +181,7 @@ class WorkerTest : public ::testing::Test {
       }
       if (!event.finish_reason().empty()) answer.finish_reason = event.finish_reason();
       if (event.has_path()) answer.path = event.path();
+      answer.embedding.assign(event.embedding().begin(), event.embedding().end());
     }
     answer.status = reader->Finish();
     return answer;
@@ -288,6 +304,137 @@ TEST_F(WorkerTest, EveryParameterDrawsAlikeWhoeverPrefills) {
     EXPECT_EQ(split.tokens, aggregated.tokens) << "case " << i;
     EXPECT_EQ(split.logprobs, aggregated.logprobs) << "case " << i;
   }
+}
+
+TEST_F(WorkerTest, StructuredAnswerMatchesItsGrammarWhoeverPrefills) {
+  StartWorker("both", "alone");
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  // Token 0 spells a, token 1 b.
+  for (const float temperature : {0.0f, 1.0f}) {
+    for (uint64_t seed = 0; seed < 4; ++seed) {
+      auto request = MakeRequest(Prompt(50, seed), 30);
+      request.set_salt("case " + std::to_string(seed) + " " + std::to_string(temperature));
+      v1::Sampling& sampling = *request.mutable_sampling();
+      sampling.set_temperature(temperature);
+      sampling.set_seed(seed);
+      sampling.set_grammar(Grammar("[ab]{3}(aab|bba)"));
+      sampling.add_stop_token_ids(9);
+      const Answer aggregated = Ask("alone", request);
+      ASSERT_TRUE(aggregated.status.ok()) << aggregated.status.error_message();
+      EXPECT_EQ(aggregated.finish_reason, "stop") << "complete: nothing more can follow";
+      ASSERT_EQ(aggregated.tokens.size(), 6u);
+      std::string text;
+      for (int32_t id : aggregated.tokens) text += id == 0 ? 'a' : id == 1 ? 'b' : '?';
+      EXPECT_THAT(text, ::testing::MatchesRegex("[ab][ab][ab](aab|bba)"));
+      *request.mutable_prefill() = scheduler_.AddressOf("p");
+      const Answer split = Ask("d", request);
+      ASSERT_TRUE(split.status.ok()) << split.status.error_message();
+      EXPECT_EQ(split.path.prefill_worker(), "p") << "its first token is drawn there";
+      EXPECT_EQ(split.tokens, aggregated.tokens);
+      EXPECT_EQ(split.finish_reason, "stop");
+    }
+  }
+  for (const char* id : {"alone", "p", "d"}) ExpectIdle(id);
+  const std::string text = metrics_[0]->Render();
+  EXPECT_THAT(text,
+              HasSubstr(R"(tidepool_worker_structured_cache_events_total{cache="grammar",event="miss"} 8)"))
+      << "one tenant's grammars are not found by another";
+}
+
+TEST_F(WorkerTest, GrammarThatEndsBeforeItsFirstTokenIsAnEmptyAnswer) {
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  auto request = MakeRequest(Prompt(50, 1), 30);
+  request.mutable_sampling()->set_grammar(Grammar(""));
+  *request.mutable_prefill() = scheduler_.AddressOf("p");
+  const Answer answer = Ask("d", request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.finish_reason, "stop");
+  EXPECT_TRUE(answer.tokens.empty());
+  for (const char* id : {"p", "d"}) ExpectIdle(id);
+}
+
+TEST_F(WorkerTest, GrammarThatIsNoneIsRefusedBeforeAnythingIsComputed) {
+  StartWorker("both", "d");
+  const std::string good = Grammar("[ab]{3}");
+  std::string damaged = good;
+  damaged[damaged.size() / 2] ^= 1;
+  for (const std::string& bad :
+       {std::string("x"), damaged, std::string(ConstraintFactory::kGrammarBytesMax + 1, 'x')}) {
+    auto request = MakeRequest(Prompt(20, 1), 8);
+    request.mutable_sampling()->set_grammar(bad);
+    const Answer answer = Ask("d", request);
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(answer.status.error_message(), HasSubstr("sampling.grammar"));
+    EXPECT_TRUE(answer.tokens.empty());
+  }
+  // One that the vocabulary cannot spell fails by itself.
+  auto stuck = MakeRequest(Prompt(20, 1), 8);
+  stuck.mutable_sampling()->set_grammar(Grammar("ab1"));
+  const Answer answer = Ask("d", stuck);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION)
+      << answer.status.error_message();
+  EXPECT_TRUE(Ask("d", MakeRequest(Prompt(20, 1), 8)).status.ok());
+  ExpectIdle("d");
+}
+
+TEST_F(WorkerTest, PooledPromptIsOneVectorWhoeverShouldPrefill) {
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  auto request = MakeRequest(Prompt(70, 3), 0);
+  *request.mutable_prefill() = scheduler_.AddressOf("p");
+  std::map<v1::Pooling, std::vector<float>> vectors;
+  for (const v1::Pooling pooling : {v1::POOLING_LAST, v1::POOLING_MEAN, v1::POOLING_LAST}) {
+    request.set_request_id("pooled " + std::to_string(next_id_++));
+    request.set_pooling(pooling);
+    const Answer answer = Ask("d", request);
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.finish_reason, "pooled");
+    EXPECT_TRUE(answer.tokens.empty());
+    EXPECT_EQ(answer.path.prefill_worker(), "d");
+    EXPECT_EQ(answer.path.cached_tokens(), vectors.size() < 2 ? 0u : 64u)
+        << "the last one's needs its own token computed; the mean all of them";
+    const auto [seen, fresh] = vectors.emplace(pooling, answer.embedding);
+    EXPECT_EQ(seen->second, answer.embedding) << "reuse of blocks changes nothing";
+    ASSERT_FALSE(answer.embedding.empty());
+  }
+  EXPECT_NE(vectors[v1::POOLING_LAST], vectors[v1::POOLING_MEAN]);
+
+  request.set_request_id("unit");
+  request.set_normalize(true);
+  const Answer unit = Ask("d", request);
+  double squares = 0;
+  for (float x : unit.embedding) squares += double{x} * x;
+  EXPECT_NEAR(squares, 1, 1e-6);
+
+  request.set_request_id("with an answer");
+  request.set_max_tokens(3);
+  EXPECT_EQ(Ask("d", request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request.set_request_id("scored");
+  request.set_max_tokens(0);
+  request.set_prompt_logprobs(1);
+  EXPECT_EQ(Ask("d", request).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  for (const char* id : {"p", "d"}) ExpectIdle(id);
+}
+
+TEST_F(WorkerTest, BatchRequestLeavesAQuarterOfThePoolToOnlineOnes) {
+  Config config = MakeConfig("both", "d");
+  config.model.max_model_len = 256;
+  config.kv.host_bytes = 20 * model_.block_bytes(16);
+  StartWorker(config);
+  ASSERT_EQ(Describe("d").slots_total(), 20u);
+  // Of 10 blocks, which leave more than the reserve of 5.
+  auto batch = MakeRequest(Prompt(30, 2), 130);
+  batch.set_request_class(v1::REQUEST_CLASS_BATCH);
+  const Answer answer = Ask("d", batch);
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.tokens.size(), 130u);
+  // One that takes more than three quarters runs once it is alone.
+  auto large = MakeRequest(Prompt(30, 3), 220);
+  large.set_request_class(v1::REQUEST_CLASS_BATCH);
+  EXPECT_EQ(Ask("d", large).tokens.size(), 220u);
+  ExpectIdle("d");
 }
 
 TEST_F(WorkerTest, PromptLogprobsAreComputedOnTheDecodeWorkerWhoeverShouldPrefill) {
