@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "server/http/origin_policy.h"
+
 namespace tidepool {
 
 bool ReadyReport::ready() const {
@@ -28,6 +30,10 @@ void AddAdminRoutes(HttpServer& server, MetricRegistry& metrics, std::function<R
   server.Handle("GET", "/metrics", [&metrics](HttpRequest, std::shared_ptr<ResponseWriter> writer) {
     writer->Send(200, {{"Content-Type", "text/plain; version=0.0.4; charset=utf-8"}}, metrics.Render());
   });
+  AddHealthRoutes(server, std::move(ready));
+}
+
+void AddHealthRoutes(HttpServer& server, std::function<ReadyReport()> ready) {
   server.Handle("GET", "/livez", [](HttpRequest, std::shared_ptr<ResponseWriter> writer) {
     writer->Send(200, {{"Content-Type", "application/json"}}, "{\"status\":\"alive\"}\n");
   });
@@ -48,6 +54,12 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartAdminServer(std::string listen,
   // Scrapers and probes only.
   options.limits.connections_max = 64;
   options.limits.body_bytes_max = 64u << 10;
+  OriginPolicy::Options origins;
+  origins.loopback = options.listen.starts_with("127.") || options.listen.starts_with("localhost:") ||
+                     options.listen.starts_with("[::1]:");
+  options.filter = [policy = OriginPolicy(std::move(origins))](HttpRequest& request) {
+    return policy.Filter(request);
+  };
   auto server = std::make_unique<HttpServer>(std::move(options));
   AddAdminRoutes(*server, metrics, std::move(ready));
   if (auto status = server->Start(); !status.ok()) return status;

@@ -20,9 +20,11 @@ struct ReadyReport {
   std::string ToJson() const;
 };
 
-// Adds GET /metrics (Prometheus text 0.0.4), /livez (200 while the process answers), /readyz and its alias
-// /health (200, or 503 with the reason). `metrics` and `ready` are used from the server's threads until it is
-// shut down; `ready` must not block.
+// Adds GET /livez (200 while the process answers), /readyz and its alias /health (200, or 503 with the
+// reason). `ready` is used from the server's threads until it is shut down, and must not block.
+void AddHealthRoutes(HttpServer& server, std::function<ReadyReport()> ready);
+
+// Adds those, and GET /metrics (Prometheus text 0.0.4); `metrics` is used as `ready` is.
 void AddAdminRoutes(HttpServer& server, MetricRegistry& metrics, std::function<ReadyReport()> ready);
 
 // A server with only the admin routes, for the processes that serve no other HTTP. Errors: as

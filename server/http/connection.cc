@@ -1,23 +1,25 @@
 #include "server/http/connection.h"
 
 #include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
 #include <sys/socket.h>
 
 #include <boost/asio/post.hpp>
-#include <boost/beast/http/error.hpp>
 
-#include "absl/strings/ascii.h"
 #include "base/log.h"
 
 namespace tidepool {
 namespace {
 
 namespace asio = boost::asio;
-namespace http = boost::beast::http;
 using boost::system::error_code;
 
 // Pipelined bytes read ahead while an answer is pending: only read to notice the client's leaving.
 constexpr size_t kReadAheadBytes = 64u << 10;
+constexpr size_t kUploadProgressBytes = 1 << 20;  // in each body_timeout
+// Of a stalled answer in each slow_client_timeout: a byte now and then does not hold it for ever.
+constexpr size_t kWriteProgressBytes = 64u << 10;
 constexpr size_t kReadBytes = 16u << 10;
 // After a refusal the rest of the request is read and dropped for this long, or the reset that closing would
 // cause could overtake the answer.
@@ -25,10 +27,11 @@ constexpr absl::Duration kLinger = absl::Seconds(2);
 constexpr size_t kLingerBytes = 64u << 20;
 // Small, so that a client that stops reading shows within the stream buffer rather than in the kernel's.
 constexpr int kSendBufferBytes = 128 << 10;
+constexpr size_t kPathShown = 256;  // of the client's own path, in an error
+// What one Flush writes without giving way.
+constexpr int kFlushRoundsMax = 16;
 // A peer that is silently gone (no RST) fails a write after this long.
 constexpr unsigned kUserTimeoutMs = 20'000;
-
-std::string_view View(boost::beast::string_view s) { return {s.data(), s.size()}; }
 
 }  // namespace
 
@@ -45,13 +48,18 @@ void HttpShared::RequestEnded() {
   changed.notify_all();
 }
 
-HttpConnection::HttpConnection(std::shared_ptr<HttpShared> shared, Socket socket)
+HttpConnection::HttpConnection(std::shared_ptr<HttpShared> shared, Socket socket,
+                               std::shared_ptr<asio::ssl::context> tls)
     : shared_(std::move(shared)),
       socket_(std::move(socket)),
+      tls_context_(std::move(tls)),
       read_timer_(socket_.get_executor()),
-      write_timer_(socket_.get_executor()) {
+      write_timer_(socket_.get_executor()),
+      reader_(shared_->limits, &shared_->uploads, &shared_->body_wanted) {
+  if (tls_context_) tls_.emplace(socket_, *tls_context_);
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+  socket_.non_blocking(true, ignored);  // for WriteNow
   socket_.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
   ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs,
                sizeof kUserTimeoutMs);
@@ -61,18 +69,52 @@ void HttpConnection::Start() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] {
     if (self->state_ == State::kClosed) return;
     self->ArmReadTimer(self->shared_->limits.header_timeout);
-    self->Read();
+    self->tls_ ? self->Handshake() : self->Read();
   });
 }
 
+void HttpConnection::Handshake() {
+  state_ = State::kHandshake;
+  tls_->async_handshake(asio::ssl::stream_base::server,
+                        [self = shared_from_this()](error_code ec) { self->OnHandshake(ec); });
+}
+
+void HttpConnection::OnHandshake(error_code ec) {
+  if (state_ == State::kClosed) return;
+  if (!ec) {
+    state_ = State::kHeader;
+    ArmReadTimer(shared_->limits.header_timeout);
+    return Read();
+  }
+  ++shared_->tls_failures;
+  if (ec.category() == asio::error::get_ssl_category() && ERR_GET_REASON(ec.value()) == SSL_R_HTTP_REQUEST) {
+    // Somebody typed http: for https:. What OpenSSL put into the socket so far is nothing.
+    const std::string body = HttpErrorBody(http_errors::kBadHttp, "this port speaks TLS; use https");
+    const std::string bytes =
+        ResponseHead(400,
+                     {{"Content-Type", "application/json"}, {"Content-Length", std::to_string(body.size())}},
+                     false, true) +
+        body;
+    (void)::send(socket_.native_handle(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  }
+  Close(DisconnectReason::kClientGone);
+}
+
 void HttpConnection::RefuseConnection() {
+  error_code ignored;
+  // In TLS an answer would take a handshake.
+  if (tls_) {
+    socket_.close(ignored);
+    return;
+  }
   // The answer fits the empty send buffer, so one write that does not wait is all it takes; a client beyond
   // the limit is owed no memory.
   const std::string body =
-      HttpErrorBody(503, "too_many_connections", "too many connections; try again later");
+      HttpErrorBody(http_errors::kTooManyConnections, "too many connections; try again later");
   const std::string bytes = ResponseHead(503,
                                          {{"Content-Type", "application/json"},
                                           {"Retry-After", "1"},
+                                          {"Retry-After-Ms", "1000"},
                                           {"Content-Length", std::to_string(body.size())}},
                                          false, true) +
                             body;
@@ -82,13 +124,13 @@ void HttpConnection::RefuseConnection() {
   char drop[4096];
   for (int i = 0; i < 16 && ::recv(fd, drop, sizeof drop, MSG_DONTWAIT) > 0; ++i) {
   }
-  error_code ignored;
   socket_.close(ignored);
 }
 
 void HttpConnection::Drain() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] {
-    if (self->state_ == State::kHeader && self->buffer_.size() == 0) self->Close(DisconnectReason::kShutdown);
+    const bool quiet = self->state_ == State::kHeader && self->reader_.idle();
+    if (quiet || self->state_ == State::kHandshake) self->Close(DisconnectReason::kShutdown);
   });
 }
 
@@ -111,12 +153,15 @@ void HttpConnection::ArmReadTimer(absl::Duration after) {
 
 void HttpConnection::OnReadTimeout() {
   switch (state_) {
+    case State::kHandshake:
+      ++shared_->tls_failures;
+      return Close(DisconnectReason::kClientGone);
     case State::kHeader:
       // Between requests nobody is owed an answer.
-      if (buffer_.size() == 0 && parser_ == std::nullopt) return Close(DisconnectReason::kClientGone);
-      return Refuse(408, "request_timeout", "the request's headers did not arrive in time");
+      if (reader_.idle()) return Close(DisconnectReason::kClientGone);
+      return Refuse(http_errors::kSlowRequest, "the request's headers did not arrive in time");
     case State::kBody:
-      return Refuse(408, "request_timeout", "the request's body did not arrive in time");
+      return Refuse(http_errors::kSlowRequest, "the request's body did not arrive in time");
     case State::kLingering:
       return Close(DisconnectReason::kClientGone);
     case State::kResponding:
@@ -127,20 +172,19 @@ void HttpConnection::OnReadTimeout() {
 
 void HttpConnection::NextRequest() {
   state_ = State::kHeader;
-  parser_.reset();
-  if (shared_->draining && buffer_.size() == 0) return Linger();
-  ArmReadTimer(buffer_.size() == 0 ? shared_->limits.idle_timeout : shared_->limits.header_timeout);
+  if (shared_->draining && reader_.idle()) return Linger();
+  ArmReadTimer(reader_.idle() ? shared_->limits.idle_timeout : shared_->limits.header_timeout);
   Parse();
   Read();
 }
 
 void HttpConnection::Read() {
   if (reading_ || state_ == State::kClosed) return;
-  if (state_ == State::kResponding && buffer_.size() >= kReadAheadBytes) return;
+  if (state_ == State::kResponding && reader_.unread() >= kReadAheadBytes) return;
   reading_ = true;
-  socket_.async_read_some(
-      buffer_.prepare(kReadBytes),
-      [self = shared_from_this()](error_code ec, size_t bytes) { self->OnRead(ec, bytes); });
+  auto done = [self = shared_from_this()](error_code ec, size_t bytes) { self->OnRead(ec, bytes); };
+  const auto room = reader_.Prepare(kReadBytes);
+  tls_ ? tls_->async_read_some(room, std::move(done)) : socket_.async_read_some(room, std::move(done));
 }
 
 void HttpConnection::OnRead(error_code ec, size_t bytes) {
@@ -152,106 +196,45 @@ void HttpConnection::OnRead(error_code ec, size_t bytes) {
     if (lingered_ > kLingerBytes) return Close(DisconnectReason::kClientGone);
     return Read();
   }
-  const bool first = state_ == State::kHeader && buffer_.size() == 0 && !parser_;
-  buffer_.commit(bytes);
+  const bool first = state_ == State::kHeader && reader_.idle();
+  reader_.Commit(bytes);
   if (first) ArmReadTimer(shared_->limits.header_timeout);
+  // An upload may take long, as long as it moves.
+  if (state_ == State::kBody && reader_.uploading()) {
+    upload_progress_bytes_ += bytes;
+    if (upload_progress_bytes_ >= kUploadProgressBytes) {
+      upload_progress_bytes_ = 0;
+      ArmReadTimer(shared_->limits.body_timeout);
+    }
+  }
   Parse();
   Read();
 }
 
 void HttpConnection::Parse() {
-  const HttpLimits& limits = shared_->limits;
-  while ((state_ == State::kHeader || state_ == State::kBody) && buffer_.size() > 0) {
-    if (!parser_) {
-      parser_.emplace();
-      parser_->header_limit(static_cast<uint32_t>(limits.header_bytes_max));
-      parser_->body_limit(limits.body_bytes_max);
-      parser_->eager(false);  // stop after the headers: they are judged before the body is read
+  while (state_ == State::kHeader || state_ == State::kBody) {
+    switch (reader_.Next()) {
+      case RequestReader::Step::kMore:
+        return;
+      case RequestReader::Step::kHead:
+        state_ = State::kBody;
+        ArmReadTimer(shared_->limits.body_timeout);
+        if (reader_.wants_continue()) {
+          own_out_ += "HTTP/1.1 100 Continue\r\n\r\n";
+          Flush();
+        }
+        break;
+      case RequestReader::Step::kRequest:
+        return Dispatch();
+      case RequestReader::Step::kError:
+        return Refuse(reader_.error().kind, reader_.error().message);
     }
-    error_code ec;
-    const size_t used = parser_->put(buffer_.data(), ec);
-    buffer_.consume(used);
-    if (ec == http::error::need_more) {
-      // Only headers and chunk headers pile up here.
-      if (buffer_.size() > limits.header_bytes_max) {
-        return Refuse(state_ == State::kHeader ? 431 : 400, "header_too_large",
-                      "the request's headers or chunk headers are too large");
-      }
-      if (used == 0) return;
-      ec = {};
-    }
-    if (ec == http::error::header_limit) {
-      return Refuse(431, "header_too_large",
-                    "the request's headers exceed " + std::to_string(limits.header_bytes_max) + " bytes");
-    }
-    if (ec == http::error::body_limit) {
-      return Refuse(413, "request_too_large",
-                    "the request's body exceeds " + std::to_string(limits.body_bytes_max) +
-                        " bytes; shorten the input");
-    }
-    if (ec) return Refuse(400, "bad_http", "malformed HTTP request: " + ec.message());
-    if (state_ == State::kHeader && parser_->is_header_done()) {
-      if (!CheckHead()) return;
-      state_ = State::kBody;
-      ArmReadTimer(limits.body_timeout);
-    }
-    if (parser_->is_done()) return Dispatch();
   }
 }
 
-bool HttpConnection::CheckHead() {
-  const HttpLimits& limits = shared_->limits;
-  const auto& head = parser_->get();
-  if (head.version() != 10 && head.version() != 11) {
-    Refuse(505, "bad_http_version", "only HTTP/1.0 and HTTP/1.1 are spoken here");
-    return false;
-  }
-  if (head.target().size() > limits.header_field_bytes_max) {
-    Refuse(414, "uri_too_long",
-           "the request target exceeds " + std::to_string(limits.header_field_bytes_max) + " bytes");
-    return false;
-  }
-  size_t count = 0, lengths = 0, hosts = 0, encodings = 0;
-  for (const auto& field : head) {
-    ++count;
-    lengths += field.name() == http::field::content_length;
-    hosts += field.name() == http::field::host;
-    encodings += field.name() == http::field::transfer_encoding;
-    if (field.name_string().size() + field.value().size() > limits.header_field_bytes_max) {
-      Refuse(431, "header_too_large",
-             "a header exceeds " + std::to_string(limits.header_field_bytes_max) + " bytes");
-      return false;
-    }
-  }
-  if (count > limits.header_count_max) {
-    Refuse(431, "header_too_large", "more than " + std::to_string(limits.header_count_max) + " headers");
-    return false;
-  }
-  // Two lengths, or a length and an encoding, are how requests are smuggled past proxies.
-  if (lengths > 1 || (lengths > 0 && encodings > 0)) {
-    Refuse(400, "bad_http", "Content-Length may be given once, and not with Transfer-Encoding");
-    return false;
-  }
-  if (encodings > 0 && (encodings > 1 || !parser_->chunked() || head.version() == 10 ||
-                        !boost::beast::iequals(head[http::field::transfer_encoding], "chunked"))) {
-    Refuse(400, "bad_http", "the only Transfer-Encoding taken is chunked, in HTTP/1.1");
-    return false;
-  }
-  if (hosts > 1 || (hosts == 0 && head.version() == 11)) {
-    Refuse(400, "bad_http", "a request carries exactly one Host header");
-    return false;
-  }
-  if (auto it = head.find(http::field::expect); it != head.end()) {
-    if (!boost::beast::iequals(it->value(), "100-continue")) {
-      Refuse(417, "expectation_failed", "the only expectation met is 100-continue");
-      return false;
-    }
-    if (head.version() == 11 && !parser_->is_done()) {
-      own_out_ += "HTTP/1.1 100 Continue\r\n\r\n";
-      Flush();
-    }
-  }
-  return true;
+std::string HttpConnection::Peer() const {
+  error_code ignored;
+  return socket_.remote_endpoint(ignored).address().to_string();
 }
 
 void HttpConnection::Dispatch() {
@@ -259,26 +242,18 @@ void HttpConnection::Dispatch() {
   ++read_timer_epoch_;
   read_timer_.cancel();
 
-  auto message = parser_->release();
-  HttpRequest request;
-  request.method = std::string(View(message.method_string()));
-  const std::string_view target = View(message.target());
-  const size_t query = target.find('?');
-  if (query != std::string_view::npos) request.query = std::string(target.substr(query + 1));
-  const auto path = PercentDecode(target.substr(0, query));
-  for (const auto& field : message) {
-    request.headers.emplace_back(absl::AsciiStrToLower(std::string(View(field.name_string()))),
-                                 std::string(View(field.value())));
-  }
-  request.body = std::move(message.body());
-  error_code ignored;
-  request.peer = socket_.remote_endpoint(ignored).address().to_string();
+  RequestReader::Taken taken = reader_.Take();
+  HttpRequest& request = taken.request;
+  request.peer = Peer();
+  std::optional<HttpReply> reply;
+  if (shared_->filter) reply = shared_->filter(request);
 
   Exchange::Context context;
-  context.keep_alive = message.keep_alive() && !shared_->draining;
-  context.http11 = message.version() == 11;
+  context.keep_alive = taken.keep_alive && !shared_->draining;
+  context.http11 = taken.http11;
   context.head = request.method == "HEAD";
   context.buffer_bytes_max = shared_->limits.stream_buffer_bytes_max;
+  context.observer = request.observer;
   // Weak: a writer may outlive the connection. Posted: never on the caller's thread.
   context.wake = [weak = weak_from_this(), shared = shared_] {
     auto self = weak.lock();
@@ -295,20 +270,24 @@ void HttpConnection::Dispatch() {
   answer_taken_ = false;
   shared_->RequestBegan();
   auto writer = std::make_shared<ExchangeWriter>(exchange_);
+  if (reply) return writer->Send(reply->status, std::move(reply->headers), std::move(reply->body));
+  Route(std::move(request), taken.bad_path, std::move(writer));
+}
 
-  const HttpHeaders json = {{"Content-Type", "application/json"}};
-  if (!path) {
-    return writer->Send(400, json, HttpErrorBody(400, "bad_http", "the path holds a malformed % escape"));
-  }
-  request.path = *path;
+void HttpConnection::Route(HttpRequest request, bool bad_path, std::shared_ptr<ResponseWriter> writer) {
+  const auto refuse = [&](const HttpErrorKind& kind, const std::string& message, HttpHeaders headers = {}) {
+    headers.emplace_back("Content-Type", "application/json");
+    writer->Send(kind.status, std::move(headers), HttpErrorBody(kind, message));
+  };
+  if (bad_path) return refuse(http_errors::kBadHttp, "the path holds a malformed % escape");
   Router::Match match = shared_->router.Find(request.method == "HEAD" ? "GET" : request.method, request.path);
+  if (match.handler == nullptr && match.allow.empty()) {
+    return refuse(http_errors::kNotFound, "there is nothing at " + request.path.substr(0, kPathShown));
+  }
   if (match.handler == nullptr) {
-    if (match.allow.empty()) {
-      return writer->Send(404, json, HttpErrorBody(404, "not_found", "there is nothing at " + request.path));
-    }
-    return writer->Send(405, {{"Content-Type", "application/json"}, {"Allow", match.allow}},
-                        HttpErrorBody(405, "method_not_allowed",
-                                      request.path + " takes " + match.allow + ", not " + request.method));
+    return refuse(http_errors::kMethodNotAllowed,
+                  request.path.substr(0, kPathShown) + " takes " + match.allow + ", not " + request.method,
+                  {{"Allow", match.allow}});
   }
   request.param = std::move(match.param);
   try {
@@ -319,15 +298,16 @@ void HttpConnection::Dispatch() {
   }
 }
 
-void HttpConnection::Refuse(int status, std::string_view code, std::string_view message) {
+void HttpConnection::Refuse(const HttpErrorKind& kind, std::string_view message) {
   ++shared_->protocol_errors;
-  const std::string body = HttpErrorBody(status, code, message);
+  if (shared_->on_refusal) shared_->on_refusal(kind.status, kind.code, Peer());
+  const std::string body = HttpErrorBody(kind, message);
   own_out_ += ResponseHead(
-      status, {{"Content-Type", "application/json"}, {"Content-Length", std::to_string(body.size())}}, false,
-      true);
+      kind.status, {{"Content-Type", "application/json"}, {"Content-Length", std::to_string(body.size())}},
+      false, true);
   own_out_ += body;
   close_after_own_ = true;
-  buffer_.consume(buffer_.size());
+  reader_.DropUnread();
   // Lingering from now on: whatever still arrives is dropped.
   state_ = State::kLingering;
   ArmReadTimer(kLinger + shared_->limits.slow_client_timeout);
@@ -336,65 +316,113 @@ void HttpConnection::Refuse(int status, std::string_view code, std::string_view 
 
 void HttpConnection::Flush() {
   if (state_ == State::kClosed || !writing_.empty()) return;
+  for (int round = 0; NextBytes(); ++round) {
+    if (!WriteNow()) return WriteSoon();
+    if (round < kFlushRoundsMax) continue;
+    // A writer as fast as the socket must not keep this thread from the other connections.
+    asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Flush(); });
+    return;
+  }
+}
+
+// Fills writing_ with what goes out next; false: nothing does, or the connection has gone on to what comes
+// after its answer.
+bool HttpConnection::NextBytes() {
+  if (state_ == State::kClosed) return false;
   written_ = 0;
   if (!own_out_.empty()) {
     writing_.swap(own_out_);
     own_out_.clear();
     writing_answer_ = false;
-    return Write();
+    return true;
   }
-  if (close_after_own_) return Linger();
-  if (exchange_ == nullptr) return;
+  if (close_after_own_) {
+    Linger();
+    return false;
+  }
+  if (exchange_ == nullptr) return false;
   if (!answer_taken_) {
-    Exchange::Taken taken = exchange_->Take();
-    answer_taken_ = taken.complete;
-    if (!taken.bytes.empty()) {
-      writing_ = std::move(taken.bytes);
-      writing_answer_ = true;
-      return Write();
-    }
+    answer_taken_ = exchange_->Take(writing_);
+    writing_answer_ = !writing_.empty();
+    if (writing_answer_) return true;
   }
   if (answer_taken_) ResponseDone();
+  return false;
 }
 
-void HttpConnection::Write() {
-  const uint64_t epoch = ++write_timer_epoch_;
-  write_timer_.expires_after(absl::ToChronoNanoseconds(shared_->limits.slow_client_timeout));
-  write_timer_.async_wait([self = shared_from_this(), epoch](error_code ec) {
-    if (!ec && epoch == self->write_timer_epoch_) self->Cut(DisconnectReason::kSlowClient);
-  });
-  // One write_some at a time, so that any progress restarts the slow client's clock.
-  socket_.async_write_some(
-      asio::buffer(writing_.data() + written_, writing_.size() - written_),
-      [self = shared_from_this()](error_code ec, size_t bytes) { self->OnWrite(ec, bytes); });
+// A stream's next event is small and the kernel has room for it: no timer, no second trip through the
+// executor, which together cost more than the write. True: all of writing_ is out (or the connection closed).
+bool HttpConnection::WriteNow() {
+  if (tls_) return false;
+  error_code ec;
+  const size_t bytes =
+      socket_.write_some(asio::buffer(writing_.data() + written_, writing_.size() - written_), ec);
+  if (ec == asio::error::would_block || ec == asio::error::try_again) return false;
+  if (ec) {
+    Close(DisconnectReason::kClientGone);
+    return true;
+  }
+  Wrote(bytes);
+  return writing_.empty();
+}
+
+void HttpConnection::WriteSoon() {
+  if (!write_timer_armed_) {
+    write_timer_armed_ = true;
+    write_progress_bytes_ = 0;
+    const uint64_t epoch = ++write_timer_epoch_;
+    write_timer_.expires_after(absl::ToChronoNanoseconds(shared_->limits.slow_client_timeout));
+    write_timer_.async_wait([self = shared_from_this(), epoch](error_code ec) {
+      if (!ec && epoch == self->write_timer_epoch_) self->Cut(DisconnectReason::kSlowClient);
+    });
+  }
+  // One write_some at a time, so that progress is seen.
+  auto done = [self = shared_from_this()](error_code ec, size_t bytes) { self->OnWrite(ec, bytes); };
+  const auto bytes = asio::buffer(writing_.data() + written_, writing_.size() - written_);
+  tls_ ? tls_->async_write_some(bytes, std::move(done)) : socket_.async_write_some(bytes, std::move(done));
 }
 
 void HttpConnection::OnWrite(error_code ec, size_t bytes) {
-  ++write_timer_epoch_;
-  write_timer_.cancel();
   if (state_ == State::kClosed) return;
   if (ec) return Close(DisconnectReason::kClientGone);
+  Wrote(bytes);
+  write_progress_bytes_ += bytes;
+  if (writing_.empty() || write_progress_bytes_ >= kWriteProgressBytes) {
+    ++write_timer_epoch_;
+    write_timer_.cancel();
+    write_timer_armed_ = false;
+  }
+  if (!writing_.empty()) return WriteSoon();
+  Flush();
+}
+
+void HttpConnection::Wrote(size_t bytes) {
   if (writing_answer_ && exchange_ != nullptr) exchange_->Wrote(bytes);
   written_ += bytes;
-  if (written_ < writing_.size()) return Write();
-  writing_.clear();
-  Flush();
+  if (written_ == writing_.size()) writing_.clear();
 }
 
 void HttpConnection::ResponseDone() {
   const bool keep_alive = exchange_->keep_alive() && !shared_->draining;
   exchange_.reset();
+  std::string().swap(writing_);  // its capacity was the stream's
   shared_->RequestEnded();
   if (keep_alive) return NextRequest();
   Linger();
 }
 
 void HttpConnection::Linger() {
-  error_code ignored;
-  socket_.shutdown(asio::socket_base::shutdown_send, ignored);
   state_ = State::kLingering;
-  buffer_.consume(buffer_.size());
+  reader_.DropUnread();
   ArmReadTimer(kLinger);
+  if (tls_) {
+    // Says close_notify, and waits for the client's: the read timer ends it where none comes.
+    tls_->async_shutdown(
+        [self = shared_from_this()](error_code) { self->Close(DisconnectReason::kClientGone); });
+  } else {
+    error_code ignored;
+    socket_.shutdown(asio::socket_base::shutdown_send, ignored);
+  }
   Read();
 }
 

@@ -3,11 +3,10 @@
 #include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/context.hpp>
+#include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
-#include <boost/beast/core/flat_buffer.hpp>
-#include <boost/beast/http/parser.hpp>
-#include <boost/beast/http/string_body.hpp>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -16,6 +15,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "server/http/exchange.h"
+#include "server/http/request_reader.h"
 #include "server/http/router.h"
 
 namespace tidepool {
@@ -27,13 +27,19 @@ struct HttpShared {
   boost::asio::io_context io;
   HttpLimits limits;
   Router router;
+  HttpUploads uploads;
+  HttpFilter filter;
+  HttpBodyWanted body_wanted;
+  std::function<void(int, std::string_view, const std::string&)> on_refusal;
   std::atomic<bool> draining{false};
   std::atomic<uint64_t> protocol_errors{0};
   std::atomic<uint64_t> connections_refused{0};
+  std::atomic<uint64_t> tls_failures{0};
 
   std::mutex mu;
-  std::condition_variable changed;  // a connection or a request ended
-  size_t inflight = 0;              // guarded by mu
+  std::condition_variable changed;                 // a connection or a request ended
+  size_t inflight = 0;                             // guarded by mu
+  std::shared_ptr<boost::asio::ssl::context> tls;  // guarded by mu; null: plain TCP
   absl::flat_hash_map<HttpConnection*, std::weak_ptr<HttpConnection>> connections;  // guarded by mu
 
   void RequestBegan();
@@ -48,7 +54,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   using Strand = boost::asio::strand<boost::asio::io_context::executor_type>;
   using Socket = boost::asio::basic_stream_socket<boost::asio::ip::tcp, Strand>;
 
-  HttpConnection(std::shared_ptr<HttpShared> shared, Socket socket);
+  // `tls`: null for plain TCP.
+  HttpConnection(std::shared_ptr<HttpShared> shared, Socket socket,
+                 std::shared_ptr<boost::asio::ssl::context> tls);
 
   // From any thread.
   void Start();
@@ -61,22 +69,28 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void Cut(DisconnectReason reason);
 
  private:
-  enum class State { kHeader, kBody, kResponding, kLingering, kClosed };
-  using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+  enum class State { kHandshake, kHeader, kBody, kResponding, kLingering, kClosed };
+  using TlsStream = boost::asio::ssl::stream<Socket&>;
   using Timer =
       boost::asio::basic_waitable_timer<std::chrono::steady_clock,
                                         boost::asio::wait_traits<std::chrono::steady_clock>, Strand>;
 
+  void Handshake();
+  void OnHandshake(boost::system::error_code ec);
   void NextRequest();
   void Read();
   void OnRead(boost::system::error_code ec, size_t bytes);
   void Parse();
-  bool CheckHead();  // false: refused
   void Dispatch();
-  void Refuse(int status, std::string_view code, std::string_view message);
+  void Route(HttpRequest request, bool bad_path, std::shared_ptr<ResponseWriter> writer);
+  void Refuse(const HttpErrorKind& kind, std::string_view message);
+  std::string Peer() const;
   void Flush();
-  void Write();
+  bool NextBytes();
+  bool WriteNow();
+  void WriteSoon();
   void OnWrite(boost::system::error_code ec, size_t bytes);
+  void Wrote(size_t bytes);
   void ResponseDone();
   void Linger();
   void Close(DisconnectReason reason);
@@ -85,20 +99,24 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   const std::shared_ptr<HttpShared> shared_;
   Socket socket_;
+  const std::shared_ptr<boost::asio::ssl::context> tls_context_;
+  std::optional<TlsStream> tls_;  // over socket_; empty: plain TCP
   Timer read_timer_, write_timer_;
   uint64_t read_timer_epoch_ = 0, write_timer_epoch_ = 0;
 
   State state_ = State::kHeader;
-  boost::beast::flat_buffer buffer_;
-  std::optional<Parser> parser_;
+  RequestReader reader_;
   bool reading_ = false;
   size_t lingered_ = 0;
+  size_t upload_progress_bytes_ = 0;
 
   std::shared_ptr<Exchange> exchange_;
   std::string own_out_;  // 100 Continue, and refusals
   bool close_after_own_ = false;
   std::string writing_;  // bytes on their way; empty: no write in flight
   size_t written_ = 0;
+  bool write_timer_armed_ = false;
+  size_t write_progress_bytes_ = 0;  // since it was armed
   bool writing_answer_ = false;
   bool answer_taken_ = false;  // all of the exchange's bytes are in writing_, or written
 };

@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -12,6 +13,10 @@ std::string_view ReasonPhrase(int status) {
   switch (status) {
     case 200:
       return "OK";
+    case 201:
+      return "Created";
+    case 204:
+      return "No Content";
     case 400:
       return "Bad Request";
     case 401:
@@ -24,6 +29,8 @@ std::string_view ReasonPhrase(int status) {
       return "Method Not Allowed";
     case 408:
       return "Request Timeout";
+    case 409:
+      return "Conflict";
     case 413:
       return "Content Too Large";
     case 414:
@@ -66,12 +73,15 @@ std::string ResponseHead(int status, const HttpHeaders& headers, bool keep_alive
   return out;
 }
 
-std::string HttpErrorBody(int status, std::string_view code, std::string_view message) {
+std::string HttpErrorBody(const HttpErrorKind& kind, std::string_view message) {
   nlohmann::ordered_json error;
   error["message"] = message;
-  error["type"] = status >= 500 ? "server_error" : "invalid_request_error";
+  error["type"] = kind.status >= 500   ? "server_error"
+                  : kind.status == 403 ? "permission_error"
+                  : kind.status == 404 ? "not_found_error"
+                                       : "invalid_request_error";
   error["param"] = nullptr;
-  error["code"] = code;
+  error["code"] = kind.code;
   return nlohmann::ordered_json{{"error", error}}.dump(-1, ' ', false,
                                                        nlohmann::ordered_json::error_handler_t::replace);
 }
@@ -85,7 +95,18 @@ void Exchange::Wake(std::unique_lock<std::mutex>& lock) {
 }
 
 void Exchange::Send(int status, HttpHeaders headers, std::string body) {
-  headers.emplace_back("Content-Length", std::to_string(body.size()));
+  if (context_.observer) {
+    // Before the lock: an observer may look anywhere.
+    {
+      std::lock_guard lock(mu_);
+      if (observed_ || answered_ || gone_) return;
+      observed_ = true;
+    }
+    context_.observer->OnHead(status, headers);
+    if (!context_.head) context_.observer->OnBody(body.size());
+  }
+  // RFC 9110 8.6: none with a 204.
+  if (status != 204) headers.emplace_back("Content-Length", std::to_string(body.size()));
   std::string bytes = ResponseHead(status, headers, context_.keep_alive, context_.http11);
   if (!context_.head) bytes += body;
   std::function<void(DisconnectReason)> dropped;  // may own what must not die under the lock
@@ -100,6 +121,14 @@ void Exchange::Send(int status, HttpHeaders headers, std::string body) {
 }
 
 void Exchange::StartStream(int status, HttpHeaders headers) {
+  if (context_.observer) {
+    {
+      std::lock_guard lock(mu_);
+      if (observed_ || answered_ || gone_) return;
+      observed_ = true;
+    }
+    context_.observer->OnHead(status, headers);
+  }
   std::unique_lock lock(mu_);
   if (answered_ || gone_) return;
   answered_ = streaming_ = true;
@@ -123,11 +152,12 @@ bool Exchange::Write(std::string_view bytes) {
   if (close_) {
     out_ += bytes;
   } else {
-    absl::StrAppendFormat(&out_, "%x\r\n", bytes.size());
+    absl::StrAppend(&out_, absl::Hex(bytes.size()), "\r\n");
     out_.append(bytes).append("\r\n");
   }
   unwritten_ += out_.size() - before;
   Wake(lock);
+  if (context_.observer) context_.observer->OnBody(bytes.size());
   return true;
 }
 
@@ -174,31 +204,49 @@ void Exchange::Abandon() {
   }
   if (unanswered) {
     Send(500, {{"Content-Type", "application/json"}},
-         HttpErrorBody(500, "internal_error", "the request was dropped without an answer"));
+         HttpErrorBody(http_errors::kInternal, "the request was dropped without an answer"));
   } else if (cut) {
     context_.cut(DisconnectReason::kShutdown);
   }
 }
 
-Exchange::Taken Exchange::Take() {
+bool Exchange::Take(std::string& bytes) {
   std::lock_guard lock(mu_);
   woken_ = false;
-  Taken taken;
-  taken.bytes.swap(out_);
-  taken.complete = ended_;
-  return taken;
+  bytes.swap(out_);
+  return ended_;
 }
 
 void Exchange::Wrote(size_t bytes) {
-  std::lock_guard lock(mu_);
-  unwritten_ -= std::min(unwritten_, bytes);
+  std::function<void()> ready;
+  {
+    std::lock_guard lock(mu_);
+    unwritten_ -= std::min(unwritten_, bytes);
+    if (unwritten_ > context_.buffer_bytes_max / 2) return;
+    ready.swap(on_writable_);
+  }
+  if (ready) ready();
+}
+
+void Exchange::OnWritable(std::function<void()> ready) {
+  {
+    std::lock_guard lock(mu_);
+    if (gone_ || ended_) return;
+    if (unwritten_ > context_.buffer_bytes_max / 2) {
+      on_writable_.swap(ready);
+      return;  // an earlier one dies outside the lock
+    }
+  }
+  ready();
 }
 
 void Exchange::Disconnect(DisconnectReason reason) {
   std::function<void(DisconnectReason)> callback;
+  std::function<void()> writable;  // dies outside the lock
   {
     std::lock_guard lock(mu_);
     if (gone_) return;
+    writable.swap(on_writable_);
     gone_ = true;
     reason_ = reason;
     out_.clear();

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "server/http/http_errors.h"
 #include "server/http/http_server.h"
 
 namespace tidepool {
@@ -15,7 +16,7 @@ namespace tidepool {
 std::string ResponseHead(int status, const HttpHeaders& headers, bool keep_alive, bool http11);
 std::string_view ReasonPhrase(int status);
 // OpenAI's error body, for the errors that the server itself finds.
-std::string HttpErrorBody(int status, std::string_view code, std::string_view message);
+std::string HttpErrorBody(const HttpErrorKind& kind, std::string_view message);
 
 // Exchange: one answer on its way from any thread to the connection's strand. Thread-safe. Memory is bounded:
 // Write refuses beyond `buffer_bytes_max`; Send takes one body that exists anyway.
@@ -26,6 +27,7 @@ class Exchange {
     bool http11 = true;
     bool head = false;  // answer to HEAD: no body
     size_t buffer_bytes_max = 0;
+    std::shared_ptr<HttpObserver> observer;  // may be null
     // Asks the connection to call Take soon; callable from any thread, also after the connection is gone.
     std::function<void()> wake;
     // Asks the connection to cut itself.
@@ -40,15 +42,14 @@ class Exchange {
   void End();
   void Abort();
   void OnDisconnect(std::function<void(DisconnectReason)> callback);
+  void OnWritable(std::function<void()> ready);
   // The writer was destroyed: whatever is missing becomes an error.
   void Abandon();
 
   // The connection's side.
-  struct Taken {
-    std::string bytes;
-    bool complete = false;  // nothing follows `bytes`
-  };
-  Taken Take();
+  // Swaps `bytes`, empty, with what is to be written (two buffers serve a whole stream). True: nothing
+  // follows.
+  bool Take(std::string& bytes);
   void Wrote(size_t bytes);
   // Runs the callback, if the answer was not complete.
   void Disconnect(DisconnectReason reason);
@@ -62,9 +63,11 @@ class Exchange {
   std::string out_;
   size_t unwritten_ = 0;  // out_, and what the connection took and has not written
   bool answered_ = false, streaming_ = false, ended_ = false, gone_ = false, woken_ = false;
-  bool close_ = false;  // HTTP/1.0 stream: the end of the connection is the end of the body
+  bool observed_ = false;  // the observer was told of the head
+  bool close_ = false;     // HTTP/1.0 stream: the end of the connection is the end of the body
   DisconnectReason reason_ = DisconnectReason::kClientGone;
   std::function<void(DisconnectReason)> on_disconnect_;
+  std::function<void()> on_writable_;
 };
 
 // The handle given to handlers.
@@ -82,6 +85,7 @@ class ExchangeWriter final : public ResponseWriter {
   bool Write(std::string_view bytes) override { return exchange_->Write(bytes); }
   void End() override { exchange_->End(); }
   void Abort() override { exchange_->Abort(); }
+  void OnWritable(std::function<void()> ready) override { exchange_->OnWritable(std::move(ready)); }
   void OnDisconnect(std::function<void(DisconnectReason)> callback) override {
     exchange_->OnDisconnect(std::move(callback));
   }

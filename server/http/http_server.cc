@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "server/http/connection.h"
+#include "server/http/tls.h"
 
 namespace tidepool {
 namespace {
@@ -79,7 +80,12 @@ struct HttpServer::Impl {
   }
 
   void Admit(HttpConnection::Socket socket) {
-    auto connection = std::make_shared<HttpConnection>(shared, std::move(socket));
+    std::shared_ptr<asio::ssl::context> tls;
+    {
+      std::lock_guard lock(shared->mu);
+      tls = shared->tls;
+    }
+    auto connection = std::make_shared<HttpConnection>(shared, std::move(socket), std::move(tls));
     {
       std::lock_guard lock(shared->mu);
       if (shared->connections.size() < shared->limits.connections_max) {
@@ -111,6 +117,9 @@ struct HttpServer::Impl {
 
 HttpServer::HttpServer(Options options) : impl_(std::make_unique<Impl>()) {
   impl_->shared->limits = options.limits;
+  impl_->shared->filter = options.filter;
+  impl_->shared->body_wanted = options.body_wanted;
+  impl_->shared->on_refusal = options.on_refusal;
   impl_->options = std::move(options);
 }
 
@@ -121,8 +130,14 @@ void HttpServer::Handle(std::string_view method, std::string_view path, HttpHand
   impl_->shared->router.Add(method, path, std::move(handler));
 }
 
+void HttpServer::TakeUploads(std::string_view method, std::string_view path, HttpUpload upload) {
+  TP_CHECK(!impl_->started);
+  impl_->shared->uploads[{std::string(method), std::string(path)}] = std::move(upload);
+}
+
 absl::Status HttpServer::Start() {
   TP_CHECK(!impl_->started);
+  TP_RETURN_IF_ERROR(ReloadTls());
   TP_ASSIGN_OR_RETURN(const auto endpoint, Resolve(impl_->shared->io, impl_->options.listen));
   error_code ec;
   auto& acceptor = impl_->acceptor;
@@ -144,12 +159,21 @@ absl::Status HttpServer::Start() {
   return absl::OkStatus();
 }
 
+absl::Status HttpServer::ReloadTls() {
+  if (impl_->options.tls.cert.empty()) return absl::OkStatus();
+  TP_ASSIGN_OR_RETURN(auto tls, LoadTls(impl_->options.tls));
+  std::lock_guard lock(impl_->shared->mu);
+  impl_->shared->tls = std::move(tls);
+  return absl::OkStatus();
+}
+
 int HttpServer::port() const { return impl_->port; }
 
 HttpServer::Stats HttpServer::stats() const {
   Stats stats;
   stats.protocol_errors = impl_->shared->protocol_errors;
   stats.connections_refused = impl_->shared->connections_refused;
+  stats.tls_failures = impl_->shared->tls_failures;
   std::lock_guard lock(impl_->shared->mu);
   stats.connections = impl_->shared->connections.size();
   stats.inflight = impl_->shared->inflight;

@@ -121,10 +121,10 @@ inline std::string BodyOf(const std::string& response) {
   return head == std::string::npos ? "" : response.substr(head + 4);
 }
 inline std::string Get(std::string_view path, std::string_view headers = "") {
-  return "GET " + std::string(path) + " HTTP/1.1\r\nHost: test\r\n" + std::string(headers) + "\r\n";
+  return "GET " + std::string(path) + " HTTP/1.1\r\nHost: localhost\r\n" + std::string(headers) + "\r\n";
 }
 inline std::string Post(std::string_view path, std::string_view body, std::string_view headers = "") {
-  return "POST " + std::string(path) + " HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n" +
+  return "POST " + std::string(path) + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
          std::string(headers) + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" +
          std::string(body);
 }
