@@ -2,49 +2,75 @@
 
 #include "absl/strings/ascii.h"
 #include "base/digest.h"
+#include "base/status.h"
 
 namespace tidepool {
 
-absl::StatusOr<Authenticator> Authenticator::Create(const GatewayConfig& config) {
-  Authenticator auth;
-  for (size_t i = 0; i < config.api_keys.size(); ++i) {
-    const ApiKeyConfig& key = config.api_keys[i];
-    const std::string where = "gateway.api_keys[" + std::to_string(i) + "]";
-    std::string digest = absl::AsciiStrToLower(key.key_sha256);
-    if (digest.size() != 64 || digest.find_first_not_of("0123456789abcdef") != std::string::npos) {
-      return absl::InvalidArgumentError(where + ".key_sha256: must be the key's SHA-256 as 64 hex digits");
-    }
-    if (key.tenant.empty()) return absl::InvalidArgumentError(where + ".tenant: must not be empty");
-    auth.keys_.push_back({std::move(digest), key.tenant});
-  }
-  auth.server_key_ = config.server_key.empty() ? RandomHexId() + RandomHexId() : config.server_key;
-  return auth;
+Authenticator::Authenticator(const TenantTable& table, std::string server_key)
+    : server_key_(server_key.empty() ? RandomHexId() + RandomHexId() : std::move(server_key)),
+      snapshot_(Take(table)) {}
+
+absl::StatusOr<std::unique_ptr<Authenticator>> Authenticator::Create(const GatewayConfig& config) {
+  TP_ASSIGN_OR_RETURN(const TenantTable table, LoadTenants(config));
+  return std::make_unique<Authenticator>(table, config.server_key);
+}
+
+std::shared_ptr<const Authenticator::Snapshot> Authenticator::Take(const TenantTable& table) {
+  auto snapshot = std::make_shared<Snapshot>();
+  for (const ApiKeyConfig& key : table.keys) snapshot->keys.push_back({key.key_sha256, key.tenant});
+  snapshot->tenants = table.tenants;
+  return snapshot;
+}
+
+void Authenticator::Replace(const TenantTable& table) {
+  auto snapshot = Take(table);
+  std::lock_guard lock(mu_);
+  snapshot_ = std::move(snapshot);
+}
+
+std::shared_ptr<const Authenticator::Snapshot> Authenticator::Get() const {
+  std::lock_guard lock(mu_);
+  return snapshot_;
 }
 
 absl::StatusOr<std::string> Authenticator::Tenant(std::string_view authorization) const {
-  if (keys_.empty()) return std::string("default");
   constexpr std::string_view kBearer = "bearer ";
+  if (Get()->keys.empty()) return std::string("default");
   if (authorization.size() <= kBearer.size() ||
       absl::AsciiStrToLower(std::string(authorization.substr(0, kBearer.size()))) != kBearer) {
     return absl::UnauthenticatedError("an API key is required: send it as 'Authorization: Bearer KEY'");
   }
-  const std::string digest = HexEncode(Sha256().Update(authorization.substr(kBearer.size())).Finish());
-  // All keys are compared, so that the time tells nothing of which one matched.
+  return TenantOfKey(authorization.substr(kBearer.size()));
+}
+
+absl::StatusOr<std::string> Authenticator::TenantOfKey(std::string_view key) const {
+  const auto snapshot = Get();
+  if (snapshot->keys.empty()) return std::string("default");
+  const std::string digest = HexEncode(Sha256().Update(key).Finish());
+  // All keys are compared, each in constant time: how long it takes tells nothing of which one matched, or
+  // how nearly.
   const Key* found = nullptr;
-  for (const Key& key : keys_) {
-    if (SecretEquals(key.sha256_hex, digest)) found = &key;
+  for (const Key& candidate : snapshot->keys) {
+    if (SecretEquals(candidate.sha256_hex, digest)) found = &candidate;
   }
   if (found == nullptr) return absl::UnauthenticatedError("the API key is not known here");
   return found->tenant;
 }
 
 std::string Authenticator::Salt(std::string_view tenant, std::string_view cache_salt) const {
+  uint32_t epoch = 0;
+  for (const TenantSettings& settings : Get()->tenants) {
+    if (settings.name == tenant) epoch = settings.cache_epoch;
+  }
   std::string message;
-  for (std::string_view field : {tenant, cache_salt}) {
-    uint64_t n = field.size();
+  const auto number = [&message](uint64_t n) {
     for (int i = 0; i < 8; ++i, n >>= 8) message += static_cast<char>(n & 0xff);
+  };
+  for (std::string_view field : {tenant, cache_salt}) {
+    number(field.size());
     message += field;
   }
+  if (epoch != 0) number(epoch);  // last and of fixed size: no other message ends so
   const Sha256Digest mac = HmacSha256(server_key_, message);
   return std::string(reinterpret_cast<const char*>(mac.data()), mac.size());
 }

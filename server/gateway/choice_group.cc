@@ -34,20 +34,42 @@ class ChoiceGroup::Member final : public OutputSink {
   const uint32_t choice_;
 };
 
-ChoiceGroup::ChoiceGroup(uint32_t n, uint32_t best_of, std::shared_ptr<OutputSink> sink)
-    : n_(n), choose_(best_of > n), sink_(std::move(sink)), choices_(best_of), open_(best_of) {}
+ChoiceGroup::ChoiceGroup(uint32_t prompts, uint32_t n, uint32_t per_prompt, std::shared_ptr<OutputSink> sink)
+    : n_(n),
+      per_prompt_(per_prompt),
+      choose_(per_prompt > n),
+      sink_(std::move(sink)),
+      choices_(size_t{prompts} * per_prompt),
+      admissions_(prompts),
+      open_(prompts * per_prompt) {}
 
 void ChoiceGroup::Start(const MakeRun& make) {
-  std::shared_ptr<ChoiceRun> first;
   {
     std::lock_guard lock(mu_);
     for (uint32_t i = 0; i < choices_.size(); ++i) {
       choices_[i].run = make(i, std::make_shared<Member>(shared_from_this(), i));
     }
-    choices_[0].begun = true;
-    first = choices_[0].run;
   }
-  first->Begin();
+  for (uint32_t p = 0; p < prompts(); ++p) {
+    std::shared_ptr<ChoiceRun> first;
+    {
+      std::lock_guard lock(mu_);
+      if (done_) return;  // an earlier one was refused, and has abandoned the rest
+      choices_[p * per_prompt_].begun = true;
+      first = choices_[p * per_prompt_].run;
+    }
+    CancelIfAsked(*first);
+    first->Begin();
+  }
+}
+
+void ChoiceGroup::CancelIfAsked(ChoiceRun& run) {
+  std::optional<ErrorKind> why;
+  {
+    std::lock_guard lock(mu_);
+    why = cancelled_;
+  }
+  if (why) run.CancelUncounted(*why);
 }
 
 void ChoiceGroup::Cancel(const ErrorKind& why) {
@@ -59,43 +81,64 @@ void ChoiceGroup::Cancel(const ErrorKind& why) {
       if (c.begun && c.run != nullptr) begun.push_back(c.run);
     }
   }
-  // The first that ends takes along those that have not begun.
-  for (const auto& run : begun) run->Cancel(why);
+  // The first that ends takes along those that have not begun. The request ended once: one counts.
+  for (size_t i = 0; i < begun.size(); ++i) {
+    i == 0 ? begun[i]->Cancel(why) : begun[i]->CancelUncounted(why);
+  }
 }
 
 TokenUsage ChoiceGroup::Usage() const {
-  TokenUsage sum = choices_[0].usage;
-  for (size_t i = 1; i < choices_.size(); ++i) sum.completion_tokens += choices_[i].usage.completion_tokens;
+  TokenUsage sum;
+  for (uint32_t i = 0; i < choices_.size(); ++i) {
+    const TokenUsage& usage = choices_[i].usage;
+    sum.completion_tokens += usage.completion_tokens;
+    if (!First(i)) continue;
+    // Known before the prompt's first token is.
+    sum.prompt_tokens += static_cast<uint32_t>(admissions_[PromptOf(i)].prompt_ids.size());
+    sum.cached_tokens += usage.cached_tokens;
+  }
   return sum;
 }
 
 std::vector<std::shared_ptr<ChoiceRun>> ChoiceGroup::TakeOthers(uint32_t choice) {
   std::vector<std::shared_ptr<ChoiceRun>> others;
-  if (choice != 0 || done_) return others;
-  for (Choice& c : choices_) {
-    if (!std::exchange(c.begun, true)) others.push_back(c.run);
+  if (!First(choice) || done_) return others;
+  for (uint32_t i = choice; i < choice + per_prompt_; ++i) {
+    if (!std::exchange(choices_[i].begun, true)) others.push_back(choices_[i].run);
   }
   return others;
 }
 
-void ChoiceGroup::BeginOthers(const std::vector<std::shared_ptr<ChoiceRun>>& others) {
+void ChoiceGroup::BeginOthers(uint32_t choice, const std::vector<std::shared_ptr<ChoiceRun>>& others) {
+  const Admission& admission = admissions_[PromptOf(choice)];  // known by now, and never changed
   for (const auto& run : others) {
-    run->BeginAfter(admission_);
-    std::optional<ErrorKind> why;
-    {
-      std::lock_guard lock(mu_);
-      why = cancelled_;
-    }
-    // A Cancel that came before did not see this one.
-    if (why) run->Cancel(*why);
+    CancelIfAsked(*run);
+    run->BeginAfter(admission.prompt_ids, admission.prompt_text);
   }
 }
 
 void ChoiceGroup::OnAdmitted(uint32_t choice, const Admission& admission) {
   std::lock_guard lock(mu_);
-  if (choice != 0 || done_) return;
-  admission_ = admission;
-  sink_->OnAdmitted(admission);
+  if (!First(choice) || done_) return;
+  admissions_[PromptOf(choice)] = admission;
+  if (++admitted_ < prompts()) return;
+  Admission all = admissions_[0];
+  for (uint32_t p = 1; p < prompts(); ++p) {
+    all.more.push_back({admissions_[p].prompt_ids, admissions_[p].prompt_text});
+  }
+  sink_->OnAdmitted(all);
+  if (!choose_) GiveKept();
+}
+
+bool ChoiceGroup::GiveKept() {
+  for (uint32_t i = 0; i < choices_.size(); ++i) {
+    Choice& c = choices_[i];
+    if (!c.kept.tokens.empty() || !c.kept.text.empty()) {
+      if (!sink_->OnDelta(i, std::exchange(c.kept, {}), Usage())) return false;
+    }
+    if (c.end) sink_->OnChoiceEnd(i, *c.end, Usage());
+  }
+  return true;
 }
 
 void ChoiceGroup::OnPromptLogprobs(std::vector<PromptScore> scores) {
@@ -110,16 +153,16 @@ bool ChoiceGroup::OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& 
     if (done_) return false;
     Choice& c = choices_[choice];
     c.usage = usage;
-    if (choose_) {
+    if (flows()) {
+      if (!sink_->OnDelta(choice, std::move(delta), Usage())) return false;
+    } else {
       for (const DeliveredToken& token : delta.tokens) c.logprob_sum += token.logprob;
       c.kept.text += delta.text;
       std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(c.kept.tokens));
-    } else if (!sink_->OnDelta(choice, std::move(delta), Usage())) {
-      return false;
     }
     others = TakeOthers(choice);
   }
-  BeginOthers(others);
+  BeginOthers(choice, others);
   return true;
 }
 
@@ -127,10 +170,9 @@ bool ChoiceGroup::Restart(uint32_t choice) {
   std::lock_guard lock(mu_);
   if (done_) return false;
   Choice& c = choices_[choice];
-  if (!choose_ || choice == 0) {
-    // The prompt's logprobs start again with choice 0, whatever is kept here.
-    if (!sink_->Restart(choice)) return false;
-  }
+  // The prompt's logprobs start again with choice 0, whatever is kept here.
+  const bool seen = flows() || (choice == 0 && prompts() == 1);
+  if (seen && !sink_->Restart(choice)) return false;
   c.usage.completion_tokens = 0;
   c.kept = {};
   c.logprob_sum = 0;
@@ -145,11 +187,11 @@ void ChoiceGroup::OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const Token
     Choice& c = choices_[choice];
     c.usage = usage;
     c.end = end;
-    if (!choose_) sink_->OnChoiceEnd(choice, end, Usage());
+    if (flows()) sink_->OnChoiceEnd(choice, end, Usage());
     // An answer without a token begins with its end.
     others = TakeOthers(choice);
   }
-  BeginOthers(others);
+  BeginOthers(choice, others);
 }
 
 int ChoiceGroup::Status(const Outcome& outcome) {
@@ -162,14 +204,16 @@ void ChoiceGroup::GiveBest() {
     return c.kept.tokens.empty() ? -std::numeric_limits<double>::infinity()
                                  : c.logprob_sum / static_cast<double>(c.kept.tokens.size());
   };
-  std::vector<uint32_t> order(choices_.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](uint32_t a, uint32_t b) { return mean(choices_[a]) > mean(choices_[b]); });
-  for (uint32_t i = 0; i < n_; ++i) {
-    Choice& c = choices_[order[i]];
-    if (!sink_->OnDelta(i, std::move(c.kept), Usage())) return;
-    sink_->OnChoiceEnd(i, *c.end, Usage());
+  for (uint32_t p = 0; p < prompts(); ++p) {
+    std::vector<uint32_t> order(per_prompt_);
+    std::iota(order.begin(), order.end(), p * per_prompt_);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint32_t a, uint32_t b) { return mean(choices_[a]) > mean(choices_[b]); });
+    for (uint32_t i = 0; i < n_; ++i) {
+      Choice& c = choices_[order[i]];
+      if (!sink_->OnDelta(p * n_ + i, std::move(c.kept), Usage())) return;
+      sink_->OnChoiceEnd(p * n_ + i, *c.end, Usage());
+    }
   }
 }
 
@@ -187,7 +231,12 @@ void ChoiceGroup::OnDone(uint32_t choice, const Outcome& outcome) {
         if (c.run != nullptr) (c.begun ? begun : rest).push_back(std::exchange(c.run, nullptr));
       }
       all.error = outcome.error;
-      if (choice > 0) all.error->message = absl::StrCat("choice ", choice, ": ", all.error->message);
+      if (prompts() > 1) {
+        absl::StrAppend(&all.error->message, " (prompt ", PromptOf(choice),
+                        " of the request's, counted from 0)");
+      } else if (choice > 0) {
+        all.error->message = absl::StrCat("choice ", choice, ": ", all.error->message);
+      }
     } else {
       choices_[choice].usage = outcome.usage;
       if (choice == 0) choices_[0].end->trace = outcome.trace;
@@ -202,7 +251,7 @@ void ChoiceGroup::OnDone(uint32_t choice, const Outcome& outcome) {
   for (const auto& run : rest) run->Abandon();
   if (!outcome.error) return;
   const ErrorKind why{outcome.error->code, outcome.error->status};
-  for (const auto& run : begun) run->Cancel(why);
+  for (const auto& run : begun) run->CancelUncounted(why);
 }
 
 }  // namespace tidepool

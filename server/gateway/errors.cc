@@ -8,15 +8,20 @@ namespace tidepool {
 namespace {
 
 using namespace errors;  // NOLINT: the catalogue, listed
-constexpr std::array kCatalogue = {kInvalidRequest,  kInvalidJson,  kUnsupported,   kContextLength,
-                                   kChatTemplate,    kUnauthorized, kModelNotFound, kOverloaded,
-                                   kTooManyRequests, kInternal,     kNotReady,      kDraining,
-                                   kUnavailable,     kTimeout,      kClientGone,    kSlowClient};
+constexpr std::array kCatalogue = {
+    kInvalidRequest, kInvalidJson, kUnsupported,  kContextLength, kChatTemplate, kUnauthorized,
+    kModelNotFound,  kNotFound,    kFileTooLarge, kStorageLimit,  kOverloaded,   kTooManyRequests,
+    kQueueFull,      kRateLimited, kInternal,     kBatchesOff,    kStorage,      kNotReady,
+    kDraining,       kUnavailable, kTimeout,      kClientGone,    kSlowClient};
 
-std::string_view Type(int status) {
+}  // namespace
+
+std::string_view ErrorType(int status) {
   switch (status) {
     case 401:
       return "authentication_error";
+    case 403:
+      return "permission_error";
     case 404:
       return "not_found_error";
     case 429:
@@ -24,8 +29,6 @@ std::string_view Type(int status) {
   }
   return status >= 500 ? "server_error" : "invalid_request_error";
 }
-
-}  // namespace
 
 std::span<const ErrorKind> ErrorCatalogue() { return kCatalogue; }
 
@@ -47,7 +50,7 @@ ApiError MakeRetryable(const ErrorKind& kind, std::string message, uint32_t retr
 std::string ErrorBody(const ApiError& error) {
   OrderedJson body;
   body["message"] = error.message;
-  body["type"] = Type(error.status);
+  body["type"] = ErrorType(error.status);
   body["param"] = error.param.empty() ? OrderedJson(nullptr) : OrderedJson(error.param);
   body["code"] = error.code;
   return DumpJson(OrderedJson{{"error", body}});
@@ -59,8 +62,11 @@ absl::StatusCode GrpcCode(const ApiError& error) {
       return absl::StatusCode::kInvalidArgument;
     case 401:
       return absl::StatusCode::kUnauthenticated;
+    case 403:
+      return absl::StatusCode::kPermissionDenied;
     case 404:
       return absl::StatusCode::kNotFound;
+    case 413:
     case 429:
       return absl::StatusCode::kResourceExhausted;
     case 499:

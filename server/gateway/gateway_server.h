@@ -40,8 +40,16 @@ class GatewayServer {
 
   int http_port() const;
   int grpc_port() const;
+  // Of gateway.metrics_listen; 0 where that is empty.
+  int metrics_port() const;
   // What /readyz says.
   bool ready() const;
+
+  // Reads again what may change while the gateway runs: gateway.api_keys_file, the TLS files; opens the
+  // access log's file anew. All or nothing: on an error (InvalidArgument, NotFound) what holds stays. Done by
+  // itself when one of the files changes. Everything else in the configuration needs a restart. From any
+  // thread.
+  absl::Status Reload();
 
   // Not ready any more; new requests get 503 (gRPC: UNAVAILABLE), those in flight go on. Idempotent.
   void BeginDrain();

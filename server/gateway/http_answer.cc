@@ -1,5 +1,7 @@
 #include "server/gateway/http_answer.h"
 
+#include <algorithm>
+
 #include "base/clock.h"
 
 namespace tidepool {
@@ -14,60 +16,102 @@ void HttpAnswer::OnAdmitted(const Admission& admission) {
   std::lock_guard lock(mu_);
   admitted_ = true;
   last_write_ = Clock::Real().Now();
-  answer_.Begin(admission);
+  if (plan_) {
+    for (size_t i = 0; i < begun_.size(); ++i) parsers_.emplace_back(*plan_, admission.prompt_text);
+    // A restart needs no more of the prompt than where it ends.
+    constexpr size_t kTailBytes = 256;
+    const std::string& text = admission.prompt_text;
+    prompt_text_ = text.substr(text.size() - std::min(text.size(), kTailBytes));
+  }
+  encoder_->Begin(admission);
 }
 
 void HttpAnswer::StartStream() {
   if (started_) return;
   started_ = true;
-  writer_->StartStream(200, {{"Content-Type", "text/event-stream; charset=utf-8"},
-                             {"Cache-Control", "no-cache"},
-                             {"X-Accel-Buffering", "no"},  // nginx would hold the stream back
-                             {"X-Request-Id", request_id_}});
+  HttpHeaders headers = {{"Content-Type", "text/event-stream; charset=utf-8"},
+                         {"Cache-Control", "no-cache"},
+                         {"X-Accel-Buffering", "no"},  // nginx would hold the stream back
+                         {"X-Request-Id", request_id_}};
+  for (auto& header : encoder_->Headers()) headers.push_back(std::move(header));
+  writer_->StartStream(200, std::move(headers));
 }
 
-bool HttpAnswer::Event(const std::string& json) {
+HttpHeaders HttpAnswer::Headers(uint32_t retry_after_seconds) const {
+  HttpHeaders headers = JsonHeaders(request_id_, retry_after_seconds);
+  for (auto& header : encoder_->Headers()) headers.push_back(std::move(header));
+  return headers;
+}
+
+bool HttpAnswer::Send() {
+  if (events_.empty()) return true;
   last_write_ = Clock::Real().Now();
-  return writer_->Write("data: " + json + "\n\n");
+  const bool sent = writer_->Write(events_);
+  events_.clear();
+  return sent;
 }
 
-bool HttpAnswer::First(uint32_t choice) {
+void HttpAnswer::First(uint32_t choice) {
   StartStream();
-  if (delivered_[choice]) return true;
+  if (delivered_[choice]) return;
   delivered_[choice] = true;
-  const std::string chunk = answer_.FirstChunk(choice);
-  return chunk.empty() || Event(chunk);
+  for (uint32_t i = 0; i <= choice; ++i) {
+    if (begun_[i]) continue;
+    begun_[i] = true;
+    encoder_->First(i, events_);
+  }
+}
+
+TokenUsage HttpAnswer::WithReasoning(TokenUsage usage) const {
+  for (const MessageParser& parser : parsers_) usage.reasoning_tokens += parser.reasoning_tokens();
+  return usage;
 }
 
 void HttpAnswer::OnPromptLogprobs(std::vector<PromptScore> scores) {
   std::lock_guard lock(mu_);
-  answer_.AddPromptLogprobs(std::move(scores));
+  encoder_->AddPromptLogprobs(std::move(scores));
 }
 
 bool HttpAnswer::OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& usage) {
   std::lock_guard lock(mu_);
+  message_.clear();
+  if (plan_) parsers_[choice].Push(delta.text, delta.tokens.size(), message_);
   if (!stream_) {
-    answer_.Append(choice, std::move(delta));
+    encoder_->Append(choice, std::move(delta), message_);
     return true;
   }
-  return First(choice) && Event(answer_.DeltaChunk(choice, delta, usage));
+  First(choice);
+  encoder_->Delta(choice, delta, message_, WithReasoning(usage), events_);
+  return Send();
 }
 
 bool HttpAnswer::Restart(uint32_t choice) {
   std::lock_guard lock(mu_);
   if (delivered_[choice]) return false;
-  answer_.Clear(choice);
+  if (plan_ && !parsers_.empty()) parsers_[choice] = MessageParser(*plan_, prompt_text_);
+  encoder_->Clear(choice);
   return true;
 }
 
-void HttpAnswer::OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage& usage) {
+void HttpAnswer::OnChoiceEnd(uint32_t choice, const ChoiceEnd& given, const TokenUsage& usage) {
   std::lock_guard lock(mu_);
+  ChoiceEnd end = given;
+  message_.clear();
+  if (plan_) {
+    parsers_[choice].Finish(message_);
+    end.finish_reason = parsers_[choice].FinishReason(given.finish_reason);
+  }
   if (!stream_) {
-    answer_.End(choice, end);
+    encoder_->Append(choice, OutputDelta{}, message_);
+    encoder_->Append(choice, end);
     return;
   }
+  const TokenUsage all = WithReasoning(usage);
+  First(choice);
+  if (!message_.empty()) encoder_->Delta(choice, OutputDelta{}, message_, all, events_);
+  encoder_->Finish(choice, end, all, events_);
   // A client that is gone is found out by its connection.
-  if (First(choice)) (void)Event(answer_.FinishChunk(choice, end, usage, !include_usage_));
+  (void)Send();
 }
 
 void HttpAnswer::Ping(absl::Time now, absl::Duration interval) {
@@ -84,30 +128,28 @@ int HttpAnswer::Status(const Outcome& outcome) {
   return outcome.error && !started_ ? outcome.error->status : 200;
 }
 
-void HttpAnswer::OnDone(const Outcome& outcome) {
+void HttpAnswer::OnDone(const Outcome& given) {
   std::lock_guard lock(mu_);
-  auto writer = std::move(writer_);
-  writer_ = nullptr;
+  Outcome outcome = given;
+  outcome.usage = WithReasoning(given.usage);
   if (!stream_ || (outcome.error && !started_)) {
-    const int status = outcome.error ? outcome.error->status : 200;
     // Nobody reads 499; the connection is gone.
     if (outcome.error) {
-      writer->Send(status, JsonHeaders(request_id_, outcome.error->retry_after_seconds),
-                   ErrorBody(*outcome.error));
+      writer_->Send(outcome.error->status, Headers(outcome.error->retry_after_seconds),
+                    encoder_->ErrorBody(*outcome.error));
     } else {
-      writer->Send(status, JsonHeaders(request_id_), answer_.Whole(outcome));
+      writer_->Send(200, Headers(0), encoder_->Whole(outcome));
     }
-    return;
-  }
-  writer_ = writer;
-  if (outcome.error) {
-    // No [DONE]: a client that reads only that must not take this for a complete answer.
-    Event(ErrorBody(*outcome.error));
   } else {
-    if (include_usage_) Event(answer_.UsageChunk(outcome, true));
-    writer->Write("data: [DONE]\n\n");
+    StartStream();
+    if (outcome.error) {
+      encoder_->Error(*outcome.error, events_);
+    } else {
+      encoder_->End(outcome, events_);
+    }
+    (void)Send();
+    writer_->End();
   }
-  writer->End();
   writer_ = nullptr;
 }
 

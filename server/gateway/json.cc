@@ -1,13 +1,24 @@
 #include "server/gateway/json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 #include <vector>
 
+#include "base/log.h"
 #include "base/status.h"
 
 namespace tidepool {
 namespace {
+
+// A stranger's key as a message quotes it: messages are kept, logged and sent back.
+constexpr size_t kQuotedKeyBytesMax = 64;
+
+std::string QuotedKey(std::string_view key) {
+  size_t end = std::min(key.size(), kQuotedKeyBytesMax);
+  while (end < key.size() && end > 0 && (key[end] & 0xC0) == 0x80) --end;  // whole characters
+  return "'" + Printable(key.substr(0, end)) + (end < key.size() ? "...'" : "'");
+}
 
 // Builds the document from events and stops at the first thing that we refuse: nlohmann's own parser recurses
 // nowhere, but its dump() and its destructor do, and duplicate keys would silently lose the first value.
@@ -34,7 +45,7 @@ class StrictBuilder {
   bool end_object() { return Pop(); }
   bool end_array() { return Pop(); }
   bool key(string_t& v) {
-    if (!levels_.back().keys.insert(v).second) return Fail("the key '" + v + "' is given twice");
+    if (!levels_.back().keys.insert(v).second) return Fail("the key " + QuotedKey(v) + " is given twice");
     levels_.back().key = std::move(v);
     return true;
   }
@@ -107,6 +118,40 @@ absl::StatusOr<OrderedJson> ParseJson(std::string_view text) {
 
 std::string DumpJson(const OrderedJson& json) {
   return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
+}
+
+void AppendJsonString(std::string_view text, std::string& out) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  out += '"';
+  size_t from = 0;  // what follows goes out as it is
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto c = static_cast<unsigned char>(text[i]);
+    if (c >= 0x20 && c != '"' && c != '\\') continue;
+    out.append(text, from, i - from);
+    from = i + 1;
+    out += '\\';
+    switch (c) {
+      case '"':
+      case '\\':
+        out += static_cast<char>(c);
+        break;
+      case '\n':
+        out += 'n';
+        break;
+      case '\r':
+        out += 'r';
+        break;
+      case '\t':
+        out += 't';
+        break;
+      default:
+        out += "u00";
+        out += kHex[c >> 4];
+        out += kHex[c & 15];
+    }
+  }
+  out.append(text, from);
+  out += '"';
 }
 
 }  // namespace tidepool

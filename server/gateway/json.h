@@ -19,4 +19,7 @@ absl::StatusOr<OrderedJson> ParseJson(std::string_view text);
 // One line. Invalid UTF-8 becomes U+FFFD: half-finished tokens produce it, and nlohmann's default throws.
 std::string DumpJson(const OrderedJson& json);
 
+// Appends `text` as a JSON string, quotes included. `text` is valid UTF-8.
+void AppendJsonString(std::string_view text, std::string& out);
+
 }  // namespace tidepool

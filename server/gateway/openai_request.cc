@@ -7,163 +7,27 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "server/gateway/chat/read_messages.h"
+#include "server/gateway/chat/read_structured.h"
+#include "server/gateway/chat/read_tools.h"
 #include "server/gateway/field_reader.h"
+#include "server/gateway/openai_fields.h"
 
 namespace tidepool {
 namespace {
 
-constexpr size_t kMessagesMax = 4096;
-constexpr size_t kPartsMax = 1024;
 constexpr size_t kNameChars = 256;
+constexpr size_t kRequestIdChars = 128;
 // Bounded by the body's size anyway; this is for the count of numbers.
 constexpr size_t kPromptIdsMax = 4u << 20;
 constexpr size_t kAnyChars = std::numeric_limits<size_t>::max();
 constexpr int64_t kTokensMax = 1 << 24;
 
-// Fields of OpenAI's and vLLM's that we know and do not serve. Each value that asks for nothing passes.
-struct Unsupported {
-  std::string_view field;
-  // The harmless value beside null, empty string, empty list and empty object.
-  double harmless_number;
-  bool harmless_false;
-  std::string_view harmless_string;
-};
-constexpr Unsupported kUnsupportedFields[] = {
-    {"use_beam_search", 0, true, ""},
-    {"length_penalty", 1, false, ""},
-    {"suffix", 0, false, ""},
-    {"tools", 0, false, ""},
-    {"tool_choice", 0, false, "none"},
-    {"functions", 0, false, ""},
-    {"function_call", 0, false, "none"},
-    {"guided_json", 0, false, ""},
-    {"guided_regex", 0, false, ""},
-    {"guided_choice", 0, false, ""},
-    {"guided_grammar", 0, false, ""},
-    {"structured_outputs", 0, false, ""},
-    {"regex", 0, false, ""},
-    {"ebnf", 0, false, ""},
-    {"grammar", 0, false, ""},
-    {"json_schema", 0, false, ""},
-    {"logits_processors", 0, false, ""},
-    {"truncate_prompt_tokens", 0, false, ""},
-    {"documents", 0, false, ""},
-    {"chat_template", 0, false, ""},
-    {"audio", 0, false, ""},
-    {"prediction", 0, false, ""},
-    {"web_search_options", 0, false, ""},
-    {"kv_transfer_params", 0, false, ""},
-    {"prompt_embeds", 0, false, ""},
-    {"store", 0, true, ""},
-};
-
-bool Harmless(const Unsupported& known, const OrderedJson& v) {
-  if (v.is_null()) return true;
-  if (v.is_boolean()) return known.harmless_false && !v.get<bool>();
-  if (v.is_number()) return v.get<double>() == known.harmless_number;
-  if (v.is_string()) {
-    const auto& s = v.get_ref<const std::string&>();
-    return s.empty() || s == known.harmless_string;
-  }
-  return v.empty();
-}
-
-std::optional<ApiError> CheckUnsupported(const OrderedJson& body) {
-  for (const Unsupported& known : kUnsupportedFields) {
-    const auto it = body.find(std::string(known.field));
-    if (it == body.end() || Harmless(known, *it)) continue;
-    return MakeError(errors::kUnsupported,
-                     absl::StrCat(std::string(known.field),
-                                  ": this server does not support it with that value; leave it out"),
-                     std::string(known.field));
-  }
-  if (const auto it = body.find("response_format"); it != body.end() && !it->is_null()) {
-    const bool text = it->is_object() && it->contains("type") && (*it)["type"] == "text";
-    if (!text) {
-      return MakeError(errors::kUnsupported,
-                       "response_format: only {\"type\":\"text\"} is supported; leave it out",
-                       "response_format");
-    }
-  }
-  if (const auto it = body.find("modalities"); it != body.end() && !it->is_null()) {
-    if (*it != OrderedJson::array({"text"})) {
-      return MakeError(errors::kUnsupported, "modalities: only [\"text\"] is supported; leave it out",
-                       "modalities");
-    }
-  }
-  return std::nullopt;
-}
-
-// Content as OpenAI allows it, a string or a list of text parts, to one string.
-absl::StatusOr<OrderedJson> ReadContent(const std::string& where, const OrderedJson& content) {
-  if (content.is_string() || content.is_null()) return content;
-  if (!content.is_array()) return FieldError(where, "must be a string or a list of text parts");
-  if (content.size() > kPartsMax)
-    return FieldError(where, absl::StrCat("must have at most ", kPartsMax, " parts"));
-  std::string text;
-  for (const OrderedJson& part : content) {
-    if (!part.is_object() || !part.contains("type") || !part["type"].is_string()) {
-      return FieldError(where, "each part must be an object with a type");
-    }
-    if (part["type"] != "text") return FieldError(where, "only parts of type 'text' are supported");
-    if (!part.contains("text") || !part["text"].is_string()) {
-      return FieldError(where, "a text part needs a string 'text'");
-    }
-    // One part a line, as vLLM's "string" content format joins them.
-    if (!text.empty()) text += '\n';
-    text += part["text"].get_ref<const std::string&>();
-  }
-  return OrderedJson(std::move(text));
-}
-
-absl::StatusOr<OrderedJson> ReadMessages(const OrderedJson& body) {
-  const auto it = body.find("messages");
-  if (it == body.end() || !it->is_array() || it->empty()) {
-    return FieldError("messages", "must be a list of at least one message");
-  }
-  if (it->size() > kMessagesMax) {
-    return FieldError("messages", absl::StrCat("must have at most ", kMessagesMax, " messages"));
-  }
-  OrderedJson messages = OrderedJson::array();
-  for (size_t i = 0; i < it->size(); ++i) {
-    const OrderedJson& message = (*it)[i];
-    const std::string where = absl::StrCat("messages[", i, "]");
-    if (!message.is_object()) return FieldError(where, "must be an object with role and content");
-    const auto role = message.find("role");
-    if (role == message.end() || !role->is_string() || role->get_ref<const std::string&>().empty()) {
-      return FieldError(where + ".role", "must be a string such as 'user'");
-    }
-    const auto& name = role->get_ref<const std::string&>();
-    if (name != "system" && name != "developer" && name != "user" && name != "assistant" && name != "tool") {
-      return FieldError(where + ".role", "must be one of system, developer, user, assistant, tool");
-    }
-    for (const char* field : {"tool_calls", "function_call", "audio"}) {
-      if (const auto call = message.find(field);
-          call != message.end() && !call->is_null() && !call->empty()) {
-        return FieldError(where + "." + field, "is not supported; leave it out");
-      }
-    }
-    OrderedJson clean;
-    // Templates know system; developer is OpenAI's later name for it.
-    clean["role"] = name == "developer" ? "system" : name;
-    const auto content = message.find("content");
-    if (content == message.end() || (content->is_null() && name != "assistant")) {
-      return FieldError(where + ".content", "must be a string or a list of text parts");
-    }
-    TP_ASSIGN_OR_RETURN(clean["content"], ReadContent(where + ".content", *content));
-    for (const char* field : {"name", "reasoning_content", "tool_call_id"}) {
-      if (const auto extra = message.find(field); extra != message.end() && !extra->is_null()) {
-        if (!extra->is_string()) return FieldError(where + "." + field, "must be a string");
-        clean[field] = *extra;
-      }
-    }
-    messages.push_back(std::move(clean));
-  }
-  return messages;
-}
-
-absl::StatusOr<ChatInput> ReadChatInput(const OrderedJson& body) {
+// `tools`: what the request's are, where the caller wants to know.
+absl::StatusOr<ChatInput> ReadChatInput(const OrderedJson& body, ToolOptions* tools = nullptr) {
   ChatInput chat;
+  ToolOptions unused;
+  TP_RETURN_IF_ERROR(ReadTools(body, tools == nullptr ? unused : *tools, chat));
   const FieldReader fields(body);
   TP_ASSIGN_OR_RETURN(chat.messages, ReadMessages(body));
   TP_ASSIGN_OR_RETURN(const auto generation, fields.Bool("add_generation_prompt"));
@@ -202,26 +66,40 @@ absl::StatusOr<ChatInput> ReadChatInput(const OrderedJson& body) {
   return chat;
 }
 
+using Prompt = std::variant<std::string, std::vector<int32_t>>;
+
+absl::StatusOr<Prompt> ReadOnePrompt(const std::string& field, const OrderedJson& prompt) {
+  // An empty text is a prompt where the tokenizer begins every text with a token; else it is refused later.
+  if (prompt.is_string()) return prompt.get<std::string>();
+  if (!prompt.is_array()) return FieldError(field, "must be a string or a list of token ids");
+  if (prompt.empty()) return FieldError(field, "must not be empty");
+  TP_ASSIGN_OR_RETURN(auto ids, ReadTokenIds(field, prompt, kPromptIdsMax));
+  return Prompt(std::move(ids));
+}
+
 absl::Status ReadPrompt(const OrderedJson& body, InferenceRequest& out) {
   const auto it = body.find("prompt");
   if (it == body.end() || it->is_null()) {
-    return FieldError("prompt", "must be a string or a list of token ids");
+    return FieldError("prompt", "must be a string, a list of token ids, or a list of those");
   }
-  const OrderedJson* prompt = &*it;
-  // [x] with one prompt in it stands for x.
-  if (prompt->is_array() && !prompt->empty() && !(*prompt)[0].is_number()) {
-    if (prompt->size() > 1)
-      return FieldError("prompt", "only one prompt a request is supported; send one request for each");
-    prompt = &(*prompt)[0];
-  }
-  if (prompt->is_string()) {
-    // An empty text is a prompt where the tokenizer begins every text with a token; else it is refused later.
-    out.input = prompt->get<std::string>();
+  const OrderedJson& prompt = *it;
+  const bool list = prompt.is_array() && !prompt.empty() && !prompt[0].is_number();
+  if (!list) {
+    TP_ASSIGN_OR_RETURN(Prompt one, ReadOnePrompt("prompt", prompt));
+    std::visit([&](auto& text) { out.input = std::move(text); }, one);
     return absl::OkStatus();
   }
-  if (!prompt->is_array()) return FieldError("prompt", "must be a string or a list of token ids");
-  if (prompt->empty()) return FieldError("prompt", "must not be empty");
-  TP_ASSIGN_OR_RETURN(out.input, ReadTokenIds("prompt", *prompt, kPromptIdsMax));
+  if (prompt.size() > kChoicesMax) {
+    return FieldError("prompt", absl::StrCat("must be at most ", kChoicesMax, " prompts"));
+  }
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    TP_ASSIGN_OR_RETURN(Prompt one, ReadOnePrompt("prompt", prompt[i]));
+    if (i > 0) {
+      out.more_prompts.push_back(std::move(one));
+    } else {
+      std::visit([&](auto& text) { out.input = std::move(text); }, one);
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -333,6 +211,10 @@ absl::Status ReadChoices(const FieldReader& fields, InferenceRequest& out) {
   TP_ASSIGN_OR_RETURN(const auto best_of, fields.Int("best_of", 1, kChoicesMax));
   out.n = static_cast<uint32_t>(n.value_or(1));
   out.best_of = static_cast<uint32_t>(best_of.value_or(out.n));
+  if (const size_t prompts = 1 + out.more_prompts.size(); prompts * out.best_of > kChoicesMax) {
+    return FieldError(out.best_of > out.n ? "best_of" : "n",
+                      absl::StrCat("times ", prompts, " prompts must be at most ", kChoicesMax));
+  }
   if (out.best_of < out.n) return FieldError("best_of", absl::StrCat("must be at least n, ", out.n));
   if (out.best_of > out.n && out.chat) {
     return FieldError("best_of", "is supported on /v1/completions only; leave it out");
@@ -356,7 +238,54 @@ absl::Status ReadStreaming(const FieldReader& fields, InferenceRequest& out) {
       if (!v.ok()) return FieldError(std::string("stream_options.") + field, "must be true or false");
       *into = v->value_or(false);
     }
+    const auto obfuscation = inner.Bool("include_obfuscation");
+    if (!obfuscation.ok()) return FieldError("stream_options.include_obfuscation", "must be true or false");
+    if (obfuscation->value_or(false)) {
+      return FieldError("stream_options.include_obfuscation", "is not supported; leave it out");
+    }
   }
+  return absl::OkStatus();
+}
+
+// OpenAI's: at most 16 pairs of strings.
+absl::Status ReadMetadata(const FieldReader& fields, InferenceRequest& out) {
+  const OrderedJson* metadata = fields.Find("metadata");
+  if (metadata == nullptr) return absl::OkStatus();
+  const std::string what =
+      absl::StrCat("must be an object of at most ", kMetadataPairsMax, " strings, keys of at most ",
+                   kMetadataKeyChars, " and values of at most ", kMetadataValueChars, " characters");
+  if (!metadata->is_object() || metadata->size() > kMetadataPairsMax) return FieldError("metadata", what);
+  for (const auto& [key, value] : metadata->items()) {
+    if (CountCodePoints(key) > kMetadataKeyChars || !value.is_string() ||
+        CountCodePoints(value.get_ref<const std::string&>()) > kMetadataValueChars) {
+      return FieldError("metadata", what);
+    }
+    out.metadata.emplace_back(key, value.get<std::string>());
+  }
+  return absl::OkStatus();
+}
+
+// What a client calls its request by, and what it wants it done as.
+absl::Status ReadLabels(const FieldReader& fields, InferenceRequest& out) {
+  TP_RETURN_IF_ERROR(ReadMetadata(fields, out));
+  TP_RETURN_IF_ERROR(fields.String("user", 4096).status());
+  TP_RETURN_IF_ERROR(fields.String("safety_identifier", 64).status());
+  TP_RETURN_IF_ERROR(fields.String("prompt_cache_key", 4096).status());
+  TP_ASSIGN_OR_RETURN(auto id, fields.String("request_id", kRequestIdChars));
+  if (id) {
+    // It becomes a header.
+    const bool usable = std::ranges::all_of(*id, [](char c) { return c > 0x20 && c < 0x7f; });
+    if (!usable || id->empty()) {
+      return FieldError("request_id", absl::StrCat("must be 1 to ", kRequestIdChars,
+                                                   " printable ASCII characters without spaces"));
+    }
+    out.request_id = *std::move(id);
+  }
+  TP_ASSIGN_OR_RETURN(auto tier, fields.String("service_tier", 32));
+  if (tier && !tier->empty() && *tier != "auto" && *tier != "default") {
+    return FieldError("service_tier", "must be auto or default: this server has no others");
+  }
+  out.service_tier = tier.value_or("");
   return absl::OkStatus();
 }
 
@@ -404,7 +333,8 @@ absl::Status ReadCommon(const OrderedJson& body, InferenceRequest& out) {
   for (const Flag& flag :
        {Flag{"include_stop_str_in_output", &out.include_stop_str_in_output},
         Flag{"ignore_eos", &out.ignore_eos}, Flag{"skip_special_tokens", &out.skip_special_tokens},
-        Flag{"return_token_ids", &out.return_token_ids}, Flag{"return_trace", &out.return_trace}}) {
+        Flag{"return_token_ids", &out.return_token_ids}, Flag{"return_trace", &out.return_trace},
+        Flag{"return_tokens_as_token_ids", &out.tokens_as_ids}}) {
     TP_ASSIGN_OR_RETURN(const auto v, fields.Bool(flag.field));
     if (v) *flag.into = *v;
   }
@@ -415,13 +345,13 @@ absl::Status ReadCommon(const OrderedJson& body, InferenceRequest& out) {
   if (salt && salt->empty())
     return FieldError("cache_salt", "must have at least 1 character; or leave it out");
   out.cache_salt = salt.value_or("");
-  // Taken for the client's own bookkeeping: checked, then dropped.
-  TP_RETURN_IF_ERROR(fields.String("user", 4096).status());
-  TP_RETURN_IF_ERROR(fields.String("request_id", kNameChars).status());
-  if (const OrderedJson* metadata = fields.Find("metadata"); metadata != nullptr && !metadata->is_object()) {
-    return FieldError("metadata", "must be an object");
+  TP_ASSIGN_OR_RETURN(out.structured, ReadStructured(body));
+  TP_ASSIGN_OR_RETURN(const auto truncate, fields.Int("truncate_prompt_tokens", -1, kTokensMax));
+  if (truncate) {
+    if (*truncate == 0) return FieldError("truncate_prompt_tokens", "must be -1 or at least 1");
+    out.truncate_prompt_tokens = static_cast<int32_t>(*truncate);
   }
-  return absl::OkStatus();
+  return ReadLabels(fields, out);
 }
 
 absl::Status ReadChatLogprobs(const FieldReader& fields, InferenceRequest& out) {
@@ -445,12 +375,32 @@ OrError<OrderedJson> ReadObject(std::string_view body) {
   return std::move(json).value();
 }
 
+// Templates know reasoning_effort (gpt-oss, Mistral), enable_thinking (Qwen, GLM) or thinking (DeepSeek).
+absl::Status ReadReasoning(const FieldReader& fields, InferenceRequest& out) {
+  static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium", "high", "xhigh", "max"};
+  OrderedJson& kwargs = std::get<ChatInput>(out.input).template_kwargs;
+  TP_ASSIGN_OR_RETURN(auto effort, fields.String("reasoning_effort", 16));
+  if (effort) {
+    if (std::ranges::find(kEfforts, *effort) == std::end(kEfforts)) {
+      return FieldError("reasoning_effort", "must be one of none, minimal, low, medium, high, xhigh, max");
+    }
+    if (!kwargs.contains("reasoning_effort")) kwargs["reasoning_effort"] = *effort;
+    for (const char* name : {"enable_thinking", "thinking"}) {
+      if (*effort == "none" && !kwargs.contains(name)) kwargs[name] = false;
+    }
+    out.reasoning.effort = *std::move(effort);
+  }
+  TP_ASSIGN_OR_RETURN(const auto include, fields.Bool("include_reasoning"));
+  out.reasoning.include = include.value_or(true);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<InferenceRequest> ReadChat(const OrderedJson& body) {
   InferenceRequest out;
   out.chat = true;
   TP_RETURN_IF_ERROR(ReadCommon(body, out));
-  if (out.echo) return FieldError("echo", "is supported on /v1/completions only; leave it out");
-  TP_ASSIGN_OR_RETURN(out.input, ReadChatInput(body));
+  TP_ASSIGN_OR_RETURN(out.input, ReadChatInput(body, &out.tools));
+  TP_RETURN_IF_ERROR(ReadReasoning(FieldReader(body), out));
   TP_RETURN_IF_ERROR(ReadChatLogprobs(FieldReader(body), out));
   return out;
 }
@@ -466,54 +416,63 @@ absl::StatusOr<InferenceRequest> ReadText(const OrderedJson& body) {
 }
 
 template <typename T, typename Read>
-OrError<T> Run(std::string_view text, bool check_unsupported, Read read) {
-  auto body = ReadObject(text);
-  if (auto* error = std::get_if<ApiError>(&body)) return std::move(*error);
-  const auto& json = std::get<OrderedJson>(body);
-  if (check_unsupported) {
-    if (auto error = CheckUnsupported(json)) return std::move(*error);
+OrError<T> RunOn(const OrderedJson& json, std::optional<Endpoint> endpoint, Read read) {
+  if (endpoint) {
+    if (auto error = CheckFields(json, *endpoint)) return std::move(*error);
   }
   absl::StatusOr<T> out = read(json);
   if (!out.ok()) return FromFieldError(errors::kInvalidRequest, out.status());
   return std::move(out).value();
 }
 
+template <typename T, typename Read>
+OrError<T> Run(std::string_view text, std::optional<Endpoint> endpoint, Read read) {
+  auto body = ReadObject(text);
+  if (auto* error = std::get_if<ApiError>(&body)) return std::move(*error);
+  return RunOn<T>(std::get<OrderedJson>(body), endpoint, read);
+}
+
 }  // namespace
 
 OrError<InferenceRequest> ParseChatCompletion(std::string_view body) {
-  return Run<InferenceRequest>(body, true, ReadChat);
+  return Run<InferenceRequest>(body, Endpoint::kChat, ReadChat);
+}
+
+OrError<InferenceRequest> ReadChatCompletion(const OrderedJson& body) {
+  return RunOn<InferenceRequest>(body, Endpoint::kChat, ReadChat);
 }
 
 OrError<InferenceRequest> ParseCompletion(std::string_view body) {
-  return Run<InferenceRequest>(body, true, ReadText);
+  return Run<InferenceRequest>(body, Endpoint::kText, ReadText);
 }
 
 OrError<TokenizeRequest> ParseTokenize(std::string_view body) {
-  return Run<TokenizeRequest>(body, false, [](const OrderedJson& json) -> absl::StatusOr<TokenizeRequest> {
-    TokenizeRequest out;
-    const FieldReader fields(json);
-    TP_ASSIGN_OR_RETURN(auto model, fields.String("model", kNameChars));
-    out.model = model.value_or("");
-    const bool chat = fields.Find("messages") != nullptr;
-    if (chat == (fields.Find("prompt") != nullptr)) {
-      return FieldError("prompt", "give either prompt or messages");
-    }
-    if (chat) {
-      TP_ASSIGN_OR_RETURN(out.input, ReadChatInput(json));
-    } else {
-      TP_ASSIGN_OR_RETURN(auto prompt, fields.String("prompt", kAnyChars));
-      out.input = std::move(*prompt);
-    }
-    TP_ASSIGN_OR_RETURN(const auto special, fields.Bool("add_special_tokens"));
-    out.add_special_tokens = special.value_or(!chat);
-    TP_ASSIGN_OR_RETURN(const auto strings, fields.Bool("return_token_strs"));
-    out.return_token_strs = strings.value_or(false);
-    return out;
-  });
+  return Run<TokenizeRequest>(body, std::nullopt,
+                              [](const OrderedJson& json) -> absl::StatusOr<TokenizeRequest> {
+                                TokenizeRequest out;
+                                const FieldReader fields(json);
+                                TP_ASSIGN_OR_RETURN(auto model, fields.String("model", kNameChars));
+                                out.model = model.value_or("");
+                                const bool chat = fields.Find("messages") != nullptr;
+                                if (chat == (fields.Find("prompt") != nullptr)) {
+                                  return FieldError("prompt", "give either prompt or messages");
+                                }
+                                if (chat) {
+                                  TP_ASSIGN_OR_RETURN(out.input, ReadChatInput(json));
+                                } else {
+                                  TP_ASSIGN_OR_RETURN(auto prompt, fields.String("prompt", kAnyChars));
+                                  out.input = std::move(*prompt);
+                                }
+                                TP_ASSIGN_OR_RETURN(const auto special, fields.Bool("add_special_tokens"));
+                                out.add_special_tokens = special.value_or(!chat);
+                                TP_ASSIGN_OR_RETURN(const auto strings, fields.Bool("return_token_strs"));
+                                out.return_token_strs = strings.value_or(false);
+                                return out;
+                              });
 }
 
 OrError<DetokenizeRequest> ParseDetokenize(std::string_view body) {
-  return Run<DetokenizeRequest>(body, false,
+  return Run<DetokenizeRequest>(body, std::nullopt,
                                 [](const OrderedJson& json) -> absl::StatusOr<DetokenizeRequest> {
                                   DetokenizeRequest out;
                                   const FieldReader fields(json);
@@ -527,7 +486,7 @@ OrError<DetokenizeRequest> ParseDetokenize(std::string_view body) {
 }
 
 OrError<ChatInput> ParseApplyTemplate(std::string_view body) {
-  return Run<ChatInput>(body, false, ReadChatInput);
+  return Run<ChatInput>(body, std::nullopt, [](const OrderedJson& json) { return ReadChatInput(json); });
 }
 
 }  // namespace tidepool

@@ -18,6 +18,8 @@ template <typename T>
 using OrError = std::variant<T, ApiError>;
 
 OrError<InferenceRequest> ParseChatCompletion(std::string_view body);
+// The same of an object; what other APIs' requests are converted to.
+OrError<InferenceRequest> ReadChatCompletion(const OrderedJson& body);
 OrError<InferenceRequest> ParseCompletion(std::string_view body);
 
 // /tokenize (vLLM): {model, prompt | messages, add_special_tokens, return_token_strs}.

@@ -35,7 +35,18 @@ GatewayProbe::GatewayProbe(MetricRegistry& registry, const SloConfig& slo)
                                         {{"source", "cached"}})),
       generated(registry.AddCounter("tidepool_generation_tokens_total", "Tokens delivered to clients")),
       retries(registry.AddCounter("tidepool_gateway_retries_total", "Attempts after a worker failed")),
+      choices_cancelled(registry.AddCounter("tidepool_gateway_choices_cancelled_total",
+                                            "Choices that ended because another of their request failed")),
       running(registry.AddGauge("tidepool_requests_running", "Requests in flight", {{"role", "gateway"}})),
+      grammar_compile(registry.AddHistogram("tidepool_gateway_grammar_compile_seconds",
+                                            "Compiling one request's structured output", LatencyBuckets())),
+      grammar_hits(registry.AddCounter("tidepool_gateway_grammar_cache_hits_total",
+                                       "Structured outputs whose grammar was there")),
+      grammar_misses(registry.AddCounter("tidepool_gateway_grammar_cache_misses_total",
+                                         "Structured outputs whose grammar had to be compiled")),
+      grammar_refused(registry.AddCounter("tidepool_gateway_grammars_refused_total",
+                                          "Structured outputs that could not be compiled, or not in time")),
+      grammar_bytes(registry.AddGauge("tidepool_gateway_grammar_cache_bytes", "Grammars that are kept")),
       slo_(slo) {
   auto request = [&](int code, std::string_view reason) {
     requests_[Key(code, reason)] =
@@ -44,14 +55,16 @@ GatewayProbe::GatewayProbe(MetricRegistry& registry, const SloConfig& slo)
   };
   request(200, "stop");
   request(200, "length");
+  request(200, "pooled");
   for (const ErrorKind& kind : ErrorCatalogue()) request(kind.status, kind.code);
   // Failed after the headers were out: the client saw 200 and then an error event.
   for (const ErrorKind& kind : {errors::kInternal, errors::kUnavailable, errors::kTimeout, errors::kDraining,
                                 errors::kInvalidRequest}) {
     request(200, kind.code);
   }
-  for (const ErrorKind& kind : {errors::kOverloaded, errors::kTooManyRequests, errors::kNotReady,
-                                errors::kDraining, errors::kUnavailable}) {
+  for (const ErrorKind& kind :
+       {errors::kOverloaded, errors::kTooManyRequests, errors::kQueueFull, errors::kRateLimited,
+        errors::kNotReady, errors::kDraining, errors::kUnavailable}) {
     rejected_[std::string(kind.code)] =
         &registry.AddCounter("tidepool_requests_rejected_total", "Requests refused before any work",
                              {{"reason", std::string(kind.code)}});

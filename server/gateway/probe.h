@@ -36,7 +36,13 @@ class GatewayProbe {
   Counter& prompt_cached;
   Counter& generated;
   Counter& retries;
+  Counter& choices_cancelled;
   Gauge& running;
+  Histogram& grammar_compile;
+  Counter& grammar_hits;
+  Counter& grammar_misses;
+  Counter& grammar_refused;
+  Gauge& grammar_bytes;
 
  private:
   static std::string Key(int code, std::string_view reason);

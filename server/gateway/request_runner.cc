@@ -9,7 +9,10 @@
 #include "base/rng.h"
 #include "base/status.h"
 #include "kvstore/keys.h"
+#include "server/gateway/access_log.h"
 #include "server/gateway/choice_group.h"
+#include "server/gateway/embedding_group.h"
+#include "server/gateway/structured_output.h"
 #include "server/model/text/detokenizer.h"
 #include "server/model/text/stop_matcher.h"
 
@@ -21,6 +24,7 @@ constexpr absl::Duration kPlaceTimeout = absl::Seconds(2);
 constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
 constexpr uint32_t kRetryAfterMax = 60;
 constexpr size_t kGapsMax = 4096;  // of return_trace's percentile
+constexpr double kNoSloSeconds = 1e6;
 
 // Spread by 20 %, so that the clients that were refused together do not come back together.
 uint32_t RetryAfter(uint32_t seconds) {
@@ -80,14 +84,21 @@ class RequestRunner::Request final : public ChoiceRun,
         arrival_(deps_.clock->Now()),
         deadline_(arrival_ + std::min(timeout, deps_.config->gateway.request_timeout)) {
     admission_.id = RandomHexId();
+    log_name_ = admission_.id + TraceNote(request_.trace);
   }
-  ~Request() override { runner_.Unregister(this); }
+  ~Request() override { runner_.Forget(this); }
 
   // Refuses at once, or goes on in the pool.
   void Begin() override;
-  void BeginAfter(const Admission& first) override;
+  void BeginWith(PrepareFn prepare) override;
+  void BeginAfter(std::vector<int32_t> ids, std::string text) override;
   void Abandon() override;
   void Cancel(const ErrorKind& why) override;
+  void CancelUncounted(const ErrorKind& why) override;
+  bool batch_class() const { return request_.request_class == RequestClass::kBatch; }
+  // Without a first token, and not ended.
+  bool waiting() const { return waiting_; }
+  absl::Time arrival() const { return arrival_; }
 
  private:
   class Attempt;
@@ -95,15 +106,21 @@ class RequestRunner::Request final : public ChoiceRun,
   void Prepare();
   void Go(const v1::ModelIdentity& model);
   std::optional<ApiError> Tokenise();
+  // truncate_prompt_tokens.
+  void Truncate(const v1::ModelIdentity& model);
   std::optional<ApiError> FitContext(const v1::ModelIdentity& model);
   std::optional<ApiError> CheckIds(const v1::ModelIdentity& model) const;
   std::optional<ApiError> CheckRepeatedPrompt() const;
   void MakeSampling(const v1::ModelIdentity& model);
+  // What the answer is held to. The first choice of a prompt compiles it, in the pool; the others find it.
+  std::optional<ApiError> MakeGrammar();
   void MakeBadWords(uint32_t vocab);
   void MakeKeys(const v1::ModelIdentity& model);
   void Place();
   void OnPlaced(const grpc::Status& status, const v1::PlaceReply& reply);
   void Generate(const v1::PlaceReply& placement);
+  // Of `pooling`. False: read no further.
+  bool OnPooled(const v1::WorkerGenerateEvent& event);
   // False: read no further.
   bool OnEvent(uint32_t attempt, const v1::WorkerGenerateEvent& event);
   // The prompt's logprobs as they come. False: they do not fit the prompt, and the request has failed.
@@ -113,6 +130,8 @@ class RequestRunner::Request final : public ChoiceRun,
   void SendFinish(std::function<void()> then);
   bool Deliver(OutputDelta delta);
   void TimeTokens(size_t count);
+  // For the access log: what became of this choice.
+  void Record(const Outcome& outcome, const ChoiceEnd* end, absl::Time now) const;
   void Fail(ApiError error);
   // An error, or how the choice ended.
   void Done(std::variant<ApiError, ChoiceEnd> how);
@@ -124,6 +143,13 @@ class RequestRunner::Request final : public ChoiceRun,
   }
 
   RequestRunner& runner_;
+  // Goes after all that follows it: once nothing is alive the runner's owner takes away what records and
+  // sinks still use when they go.
+  struct Alive {
+    RequestRunner& runner;
+    ~Alive() { runner.Release(); }
+  };
+  const Alive alive_{runner_};
   const Dependencies& deps_;
   const InferenceRequest request_;
   const std::string tenant_;
@@ -132,10 +158,13 @@ class RequestRunner::Request final : public ChoiceRun,
 
   // Touched by one step at a time: the steps follow each other.
   Admission admission_;
+  std::string log_name_;
+  PrepareFn prepare_;  // in Tokenise's place, where somebody else does that
   bool admitted_ = false;
   uint32_t max_tokens_ = 0;
   std::string salt_;
-  v1::Sampling sampling_;
+  v1::Sampling sampling_;             // without its grammar, which is large and shared
+  GrammarCompiler::Grammar grammar_;  // null: the answer is free
   v1::PlaceRequest place_;
   bool placed_ = false;  // a booking may exist at the scheduler
   std::optional<StreamDecoder> decoder_;
@@ -146,10 +175,14 @@ class RequestRunner::Request final : public ChoiceRun,
   std::string decode_worker_;
   RequestTrace trace_;
   absl::Time first_token_, last_token_;
+  std::atomic<bool> waiting_{true};
+  double admit_seconds_ = -1;
+  std::optional<TenantLimits::Ticket> ticket_;  // the tenant's place, until Done
   std::vector<float> gaps_;
 
   std::mutex mu_;
   std::optional<ErrorKind> cancelled_;
+  bool uncounted_ = false;  // its error is another's consequence
   bool ended_ = false;
   uint32_t attempt_ = 0;  // the fence: events of another attempt are dropped
   std::shared_ptr<grpc::ClientContext> call_;
@@ -175,6 +208,7 @@ class RequestRunner::Request::Attempt final : public grpc::ClientReadReactor<v1:
  private:
   void OnReadDone(bool ok) override {
     if (!ok) return;
+    message_.Clear();  // long since sent: a prompt and a grammar are not kept for as long as an answer takes
     if (request_->OnEvent(number_, event_)) {
       StartRead(&event_);
     } else {
@@ -195,25 +229,39 @@ class RequestRunner::Request::Attempt final : public grpc::ClientReadReactor<v1:
 };
 
 void RequestRunner::Request::Begin() {
-  if (runner_.draining_) {
-    return Fail(MakeRetryable(errors::kDraining, "the gateway is shutting down; send the request again",
-                              RetryAfter(1)));
-  }
-  {
-    std::unique_lock lock(runner_.mu_);
-    if (runner_.active_ > deps_.config->gateway.max_inflight) {
-      lock.unlock();
-      return Fail(MakeRetryable(errors::kTooManyRequests,
-                                absl::StrCat("more than ", deps_.config->gateway.max_inflight,
-                                             " requests are in flight; try again later"),
-                                RetryAfter(1)));
-    }
-  }
+  if (auto error = runner_.CheckRoom(request_.request_class)) return Fail(std::move(*error));
   if (auto error = runner_.CheckModel(request_.model)) return Fail(std::move(*error));
+  if (!request_.more_prompts.empty() && request_.scored() >= 0) {
+    const char* field = request_.prompt_logprobs >= 0 ? "prompt_logprobs" : "echo";
+    return Fail(MakeError(errors::kUnsupported,
+                          absl::StrCat(field,
+                                       ": what the model thought of a prompt is given for one prompt at a "
+                                       "time; send the prompts one by one"),
+                          field));
+  }
+  // Batch lines have a limit of their own and take nothing of what their tenant may use online.
+  if (deps_.limits != nullptr && !batch_class()) {
+    auto admitted = deps_.limits->Admit(tenant_);
+    if (auto* error = std::get_if<ApiError>(&admitted)) return Fail(std::move(*error));
+    ticket_.emplace(std::get<TenantLimits::Ticket>(std::move(admitted)));
+  }
   if (!deps_.pool->TrySubmit([self = shared_from_this()] { self->Prepare(); })) {
     Fail(MakeRetryable(errors::kTooManyRequests,
                        "too many prompts are waiting to be tokenised; try again later", RetryAfter(1)));
   }
+}
+
+void RequestRunner::Request::BeginWith(PrepareFn prepare) {
+  prepare_ = std::move(prepare);
+  Begin();
+}
+
+void RequestRunner::Request::CancelUncounted(const ErrorKind& why) {
+  {
+    std::lock_guard lock(mu_);
+    uncounted_ = true;
+  }
+  Cancel(why);
 }
 
 void RequestRunner::Request::Cancel(const ErrorKind& why) {
@@ -231,6 +279,7 @@ void RequestRunner::Request::Cancel(const ErrorKind& why) {
 std::shared_ptr<grpc::ClientContext> RequestRunner::Request::NewCall(absl::Duration timeout) {
   auto context = std::make_shared<grpc::ClientContext>();
   AddClusterToken(*context, deps_.config->cluster.token);
+  AddTrace(*context, request_.trace);
   SetTimeout(*context, std::min(timeout, deadline_ - deps_.clock->Now()));
   {
     std::lock_guard lock(mu_);
@@ -251,13 +300,28 @@ void RequestRunner::Request::Prepare() {
   const auto model = runner_.Model();
   if (!model)
     return Fail(MakeRetryable(errors::kNotReady, "no worker has registered a model yet", RetryAfter(1)));
-  if (auto error = Tokenise()) return Fail(std::move(*error));
+  uint32_t tokens = 0;
+  if (const PrepareFn prepare = std::exchange(prepare_, nullptr)) {
+    auto prepared = prepare();
+    if (auto* error = std::get_if<ApiError>(&prepared)) return Fail(std::move(*error));
+    auto& prompt = std::get<PreparedPrompt>(prepared);
+    admission_.prompt_ids = std::move(prompt.ids);
+    tokens = prompt.charged_tokens;
+  } else {
+    if (auto error = Tokenise()) return Fail(std::move(*error));
+    Truncate(*model);
+    tokens = static_cast<uint32_t>(admission_.prompt_ids.size());
+  }
+  if (ticket_) {
+    if (auto error = ticket_->TakePrompt(tokens)) return Fail(std::move(*error));
+  }
   Go(*model);
 }
 
-void RequestRunner::Request::BeginAfter(const Admission& first) {
-  admission_.prompt_ids = first.prompt_ids;
-  admission_.prompt_text = first.prompt_text;
+void RequestRunner::Request::BeginAfter(std::vector<int32_t> ids, std::string text) {
+  admission_.prompt_ids = std::move(ids);
+  admission_.prompt_text = std::move(text);
+  if (deps_.limits != nullptr && !batch_class()) ticket_.emplace(deps_.limits->Join(tenant_));
   if (const auto model = runner_.Model()) {
     Go(*model);
   } else {
@@ -271,9 +335,11 @@ void RequestRunner::Request::Abandon() {
     if (ended_) return;
     ended_ = true;
   }
+  waiting_ = false;
   {
     std::lock_guard lock(runner_.mu_);
     --runner_.active_;
+    if (batch_class()) --runner_.active_batch_;
     deps_.probe->running.Set(static_cast<double>(runner_.active_));
   }
   runner_.changed_.notify_all();
@@ -282,12 +348,16 @@ void RequestRunner::Request::Abandon() {
 void RequestRunner::Request::Go(const v1::ModelIdentity& model) {
   if (auto error = FitContext(model)) return Fail(std::move(*error));
   if (auto error = CheckIds(model)) return Fail(std::move(*error));
-  MakeSampling(model);
+  if (request_.pooling == Pooling::kNone) {
+    MakeSampling(model);
+    if (auto error = MakeGrammar()) return Fail(std::move(*error));
+  }
   MakeKeys(model);
   Place();
 }
 
 std::optional<ApiError> RequestRunner::Request::Tokenise() {
+  if (auto error = deps_.text->format().Check(request_)) return error;
   if (const auto* ids = std::get_if<std::vector<int32_t>>(&request_.input)) {
     admission_.prompt_ids = *ids;
   } else {
@@ -319,25 +389,40 @@ std::optional<ApiError> RequestRunner::Request::Tokenise() {
   return std::nullopt;
 }
 
+void RequestRunner::Request::Truncate(const v1::ModelIdentity& model) {
+  if (!request_.truncate_prompt_tokens) return;
+  std::vector<int32_t>& ids = admission_.prompt_ids;
+  const uint32_t answer = std::max(1u, request_.max_tokens.value_or(1));
+  const uint32_t fits = model.max_model_len() > answer ? model.max_model_len() - answer : 1;
+  const int32_t asked = *request_.truncate_prompt_tokens;
+  const size_t kept = asked < 0 ? fits : static_cast<uint32_t>(asked);
+  if (ids.size() <= kept) return;
+  ids.erase(ids.begin(), ids.end() - static_cast<std::ptrdiff_t>(kept));
+  // A raw prompt is echoed as it was computed; a chat's text is looked at for its end only.
+  if (!request_.chat) admission_.prompt_text.clear();
+}
+
 std::optional<ApiError> RequestRunner::Request::FitContext(const v1::ModelIdentity& model) {
   const char* field = request_.chat ? "messages" : "prompt";
   const auto prompt = static_cast<uint32_t>(admission_.prompt_ids.size());
   const uint32_t context = model.max_model_len();
+  if (request_.pooling != Pooling::kNone) return std::nullopt;  // checked with the other inputs
+  // Clients of others tell this error by "this model's maximum context length is".
   if (prompt >= context) {
     return MakeError(errors::kContextLength,
-                     absl::StrCat(field, ": has ", prompt, " tokens, the model's context holds ", context,
-                                  " with the answer; shorten it"),
+                     absl::StrCat(field, ": has ", prompt, " tokens; this model's maximum context length is ",
+                                  context, " tokens with the answer; shorten it"),
                      field);
   }
   const uint32_t left = context - prompt;
   if (request_.max_tokens && *request_.max_tokens > left) {
     // The default of /v1/completions is not the client's wish.
     if (request_.chat || *request_.max_tokens != kCompletionTokensDefault) {
-      return MakeError(
-          errors::kContextLength,
-          absl::StrCat("max_tokens: ", *request_.max_tokens, " with a prompt of ", prompt,
-                       " tokens exceeds the model's context of ", context, "; at most ", left, " fit"),
-          "max_tokens");
+      return MakeError(errors::kContextLength,
+                       absl::StrCat("max_tokens: ", *request_.max_tokens, " with a prompt of ", prompt,
+                                    " tokens is too much; this model's maximum context length is ", context,
+                                    " tokens; at most ", left, " fit"),
+                       "max_tokens");
     }
   }
   // Decode workers reserve KV for the whole answer before they start: an answer without a stated length gets
@@ -439,6 +524,14 @@ void RequestRunner::Request::MakeSampling(const v1::ModelIdentity& model) {
   if (request_.top_logprobs >= 0) s.set_top_logprobs(request_.top_logprobs);
 }
 
+std::optional<ApiError> RequestRunner::Request::MakeGrammar() {
+  auto compiled = deps_.grammars->Compile(request_, admission_.prompt_text,
+                                          deps_.auth->Salt(tenant_, request_.cache_salt));
+  if (auto* error = std::get_if<ApiError>(&compiled)) return std::move(*error);
+  grammar_ = std::get<GrammarCompiler::Grammar>(std::move(compiled));
+  return std::nullopt;
+}
+
 // As vLLM's SamplingParams.update_from_tokenizer: each word as it stands at a text's beginning and inside it,
 // where that is spelled with another first token and as many of them.
 void RequestRunner::Request::MakeBadWords(uint32_t vocab) {
@@ -478,6 +571,11 @@ void RequestRunner::Request::MakeKeys(const v1::ModelIdentity& model) {
   place_.set_max_tokens(max_tokens_);
   place_.set_tenant(tenant_);
   place_.set_priority(request_.priority);
+  if (batch_class()) {
+    // Nobody waits for the first token: it is not refused for coming late.
+    place_.set_slo_ttft_seconds(kNoSloSeconds);
+    place_.set_slo_itl_seconds(kNoSloSeconds);
+  }
 }
 
 void RequestRunner::Request::Place() {
@@ -519,7 +617,7 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
     case grpc::StatusCode::UNAVAILABLE:
     case grpc::StatusCode::DEADLINE_EXCEEDED:
     case grpc::StatusCode::CANCELLED:
-      spdlog::warn("{}: not placed: {}", admission_.id, status.error_message());
+      spdlog::warn("{}: not placed: {}", log_name_, status.error_message());
       if (deps_.clock->Now() >= deadline_) {
         return Fail(MakeError(errors::kTimeout, "the request's deadline passed before it was placed"));
       }
@@ -529,7 +627,7 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
       return Fail(
           MakeError(errors::kInvalidRequest, SafeMessage(status, "the scheduler refused the request")));
     default:
-      spdlog::error("{}: not placed: {}", admission_.id, status.error_message());
+      spdlog::error("{}: not placed: {}", log_name_, status.error_message());
       return Fail(MakeError(errors::kInternal, "the scheduler failed to place the request"));
   }
   if (reply.decode().grpc().empty()) {
@@ -538,14 +636,17 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
   trace_.placement_reason = reply.reason();
   if (!admitted_) {
     admitted_ = true;
-    deps_.probe->stage_admit.Observe(absl::ToDoubleSeconds(deps_.clock->Now() - arrival_));
+    admit_seconds_ = absl::ToDoubleSeconds(deps_.clock->Now() - arrival_);
+    deps_.probe->stage_admit.Observe(admit_seconds_);
     sink_->OnAdmitted(admission_);
   }
   Generate(reply);
 }
 
 void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
-  decoder_.emplace(deps_.text->tokenizer(), request_.skip_special_tokens);
+  std::span<const int32_t> kept;
+  if (request_.chat) kept = deps_.text->format().KeptTokens();
+  decoder_.emplace(deps_.text->tokenizer(), request_.skip_special_tokens, kept);
   decoder_->Prime(admission_.prompt_ids);  // an answer goes on where the prompt ends: its first space stays
   auto stops = StopMatcher::Create(request_.stop, request_.include_stop_str_in_output);
   if (!stops.ok()) {
@@ -575,6 +676,13 @@ void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
   message.mutable_prompt()->Add(admission_.prompt_ids.begin(), admission_.prompt_ids.end());
   message.set_max_tokens(max_tokens_);
   *message.mutable_sampling() = sampling_;
+  if (grammar_) message.mutable_sampling()->set_grammar(grammar_->bytes());
+  message.set_request_class(batch_class() ? v1::REQUEST_CLASS_BATCH : v1::REQUEST_CLASS_ONLINE);
+  message.set_priority(request_.priority);
+  if (request_.pooling != Pooling::kNone) {
+    message.set_pooling(request_.pooling == Pooling::kMean ? v1::POOLING_MEAN : v1::POOLING_LAST);
+    message.set_normalize(request_.normalize);
+  }
   if (request_.scored() >= 0) message.set_prompt_logprobs(static_cast<uint32_t>(request_.scored()));
   if (placement.has_prefill()) *message.mutable_prefill() = placement.prefill();
   *message.mutable_holders() = placement.holders();
@@ -589,6 +697,7 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
     if (ended_ || cancelled_ || attempt != attempt_) return false;
   }
   if (event.has_path()) trace_.path = event.path();
+  if (request_.pooling != Pooling::kNone) return OnPooled(event);
   if (!TakePromptLogprobs(event)) return false;
   TimeTokens(static_cast<size_t>(event.tokens_size()));
   OutputDelta delta;
@@ -600,7 +709,7 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
   };
   for (const v1::OutputToken& token : event.tokens()) {
     if (token.index() != next_index_) {
-      spdlog::error("{}: token {} from {} where {} was due", admission_.id, token.index(), decode_worker_,
+      spdlog::error("{}: token {} from {} where {} was due", log_name_, token.index(), decode_worker_,
                     next_index_);
       Fail(MakeError(errors::kInternal, "a worker sent tokens out of order"));
       return false;
@@ -642,11 +751,29 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
   return last;
 }
 
+bool RequestRunner::Request::OnPooled(const v1::WorkerGenerateEvent& event) {
+  if (event.finish_reason().empty()) return true;
+  const auto model = runner_.Model();
+  const bool whole = model && static_cast<uint32_t>(event.embedding_size()) == model->hidden_size();
+  // Numbers that JSON does not have are a damaged model's.
+  if (!whole || !std::ranges::all_of(event.embedding(), [](float x) { return std::isfinite(x); })) {
+    spdlog::error("{}: {} numbers of an embedding from {}", log_name_, event.embedding_size(),
+                  decode_worker_);
+    Fail(MakeError(errors::kInternal, "a worker sent a damaged embedding"));
+    return false;
+  }
+  ChoiceEnd end;
+  end.finish_reason = "pooled";
+  end.pooled = {event.embedding().begin(), event.embedding().end()};
+  Done(std::move(end));
+  return true;
+}
+
 bool RequestRunner::Request::TakePromptLogprobs(const v1::WorkerGenerateEvent& event) {
   const size_t due = request_.scored() < 0 ? 0 : admission_.prompt_ids.size() - 1;
   scores_ += static_cast<size_t>(event.prompt_logprobs_size());
   if (scores_ > due || (scores_ < due && event.tokens_size() > 0)) {
-    spdlog::error("{}: {} logprobs of the prompt from {} where {} were due", admission_.id, scores_,
+    spdlog::error("{}: {} logprobs of the prompt from {} where {} were due", log_name_, scores_,
                   decode_worker_, due);
     Fail(MakeError(errors::kInternal, "a worker sent the prompt's logprobs out of order"));
     return false;
@@ -667,11 +794,14 @@ void RequestRunner::Request::TimeTokens(size_t count) {
   const absl::Time now = deps_.clock->Now();
   if (next_index_ == 0) {
     first_token_ = last_token_ = now;
+    waiting_ = false;
     trace_.ttft_seconds = absl::ToDoubleSeconds(now - arrival_);
+    if (ticket_) ticket_->FirstToken();
     if (--count == 0) return;
   }
   const double gap = absl::ToDoubleSeconds(now - last_token_) / static_cast<double>(count);
   last_token_ = now;
+  if (!batch_class()) runner_.NoteOnlineGap(gap, now);
   for (size_t i = 0; i < count; ++i) {
     deps_.probe->itl.Observe(gap);
     if (request_.return_trace && gaps_.size() < kGapsMax) gaps_.push_back(static_cast<float>(gap));
@@ -694,7 +824,7 @@ void RequestRunner::Request::OnAttemptEnd(uint32_t attempt, const grpc::Status& 
     cancelled = cancelled_;
   }
   if (cancelled) return Fail(Cancelled(*cancelled));
-  spdlog::warn("{}: attempt {} on {} ended: {} {}", admission_.id, attempt, decode_worker_,
+  spdlog::warn("{}: attempt {} on {} ended: {} {}", log_name_, attempt, decode_worker_,
                static_cast<int>(status.error_code()), status.error_message());
   const grpc::StatusCode code = status.ok() ? grpc::StatusCode::INTERNAL : status.error_code();
   if (code == grpc::StatusCode::INVALID_ARGUMENT) {
@@ -732,6 +862,7 @@ void RequestRunner::Request::SendFinish(std::function<void()> then) {
   };
   auto call = std::make_shared<Call>();
   AddClusterToken(call->context, deps_.config->cluster.token);
+  AddTrace(call->context, request_.trace);
   SetTimeout(call->context, kFinishTimeout);
   call->stub = v1::Scheduler::NewStub(deps_.channels->Get(deps_.config->cluster.scheduler));
   call->request.set_request_id(admission_.id);
@@ -740,7 +871,7 @@ void RequestRunner::Request::SendFinish(std::function<void()> then) {
       &call->context, &call->request, &call->reply,
       [self = shared_from_this(), call, then = std::move(then)](const grpc::Status& s) {
         // The scheduler drops a booking by itself in the end.
-        if (!s.ok()) spdlog::debug("{}: finish: {}", self->admission_.id, s.error_message());
+        if (!s.ok()) spdlog::debug("{}: finish: {}", self->log_name_, s.error_message());
         if (then) then();
       });
 }
@@ -748,11 +879,13 @@ void RequestRunner::Request::SendFinish(std::function<void()> then) {
 void RequestRunner::Request::Fail(ApiError error) { Done(std::move(error)); }
 
 void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
+  bool uncounted = false;
   {
     std::lock_guard lock(mu_);
     if (ended_) return;
     ended_ = true;
     call_.reset();
+    uncounted = uncounted_;
   }
   Outcome outcome;
   auto* end = std::get_if<ChoiceEnd>(&how);
@@ -767,9 +900,6 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
     probe.stage_queue.Observe(trace_.path.queue_seconds());
     probe.stage_prefill.Observe(trace_.path.prefill_seconds());
     probe.stage_transfer.Observe(trace_.path.transfer_seconds());
-    probe.prompt_cached.Add(outcome.usage.cached_tokens);
-    probe.prompt_computed.Add(outcome.usage.prompt_tokens -
-                              std::min(outcome.usage.prompt_tokens, outcome.usage.cached_tokens));
     if (next_index_ > 1) {
       const absl::Duration mean = (last_token_ - first_token_) / (next_index_ - 1);
       trace_.itl_mean_seconds = absl::ToDoubleSeconds(mean);
@@ -782,6 +912,11 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
       trace_.itl_p99_seconds = gaps_[at];
     }
   }
+  if (next_index_ > 0 || end != nullptr) {
+    probe.prompt_cached.Add(outcome.usage.cached_tokens);
+    probe.prompt_computed.Add(outcome.usage.prompt_tokens -
+                              std::min(outcome.usage.prompt_tokens, outcome.usage.cached_tokens));
+  }
   probe.generated.Add(delivered_);
   probe.duration.Observe(absl::ToDoubleSeconds(now - arrival_));
   trace_.path.set_prompt_tokens(outcome.usage.prompt_tokens);
@@ -790,6 +925,8 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
   if (end != nullptr) {
     end->trace = trace_;
     probe.Request(200, end->finish_reason);
+  } else if (uncounted) {
+    probe.choices_cancelled.Add();
   } else if (outcome.error->status == errors::kClientGone.status) {
     probe.Request(outcome.error->status, outcome.error->code);
     probe.Disconnect(next_index_ > 0 ? "streaming" : "queued");
@@ -797,16 +934,47 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
     probe.Request(seen, outcome.error->code);
     if (next_index_ == 0) probe.Rejected(outcome.error->code);
   }
+  if (request_.record) Record(outcome, end, now);
+  if (deps_.limits != nullptr && !batch_class()) deps_.limits->Spend(tenant_, delivered_);
+  ticket_.reset();
+  waiting_ = false;
   {
     // Before the client knows: its next request finds the place free.
     std::lock_guard lock(runner_.mu_);
     --runner_.active_;
+    if (batch_class()) --runner_.active_batch_;
     probe.running.Set(static_cast<double>(runner_.active_));
   }
   if (end != nullptr) sink_->OnChoiceEnd(0, *end, outcome.usage);
   sink_->OnDone(outcome);
   if (placed_) SendFinish(nullptr);
   runner_.changed_.notify_all();
+}
+
+void RequestRunner::Request::Record(const Outcome& outcome, const ChoiceEnd* end, absl::Time now) const {
+  AccessWork work;
+  work.id = admission_.id;
+  if (const auto model = runner_.Model()) work.model = model->name();
+  work.prompt_tokens = outcome.usage.prompt_tokens;
+  work.cached_tokens = outcome.usage.cached_tokens;
+  work.completion_tokens = outcome.usage.completion_tokens;
+  work.attempts = trace_.attempts;
+  work.prefill_worker = trace_.path.prefill_worker();
+  work.decode_worker = decode_worker_;
+  if (end != nullptr) {
+    work.finish_reason = end->finish_reason;
+  } else {
+    work.error = outcome.error->code;
+  }
+  work.admit = admit_seconds_;
+  if (next_index_ > 0) {
+    work.ttft = trace_.ttft_seconds;
+    work.queue = trace_.path.queue_seconds();
+    work.prefill = trace_.path.prefill_seconds();
+    work.transfer = trace_.path.transfer_seconds();
+    work.decode = absl::ToDoubleSeconds(now - first_token_);
+  }
+  request_.record->AddWork(work);
 }
 
 RequestRunner::RequestRunner(Dependencies deps) : deps_(std::move(deps)) {
@@ -825,41 +993,101 @@ void RequestRunner::Register(const std::shared_ptr<Request>& request) {
   std::lock_guard lock(mu_);
   ++live_;
   ++active_;
+  if (request->batch_class()) ++active_batch_;
   requests_.insert(request.get());
   deps_.probe->running.Set(static_cast<double>(active_));
 }
 
-void RequestRunner::Unregister(Request* request) {
+void RequestRunner::Forget(Request* request) {
+  std::lock_guard lock(mu_);
+  requests_.erase(request);
+}
+
+void RequestRunner::Release() {
   // Notified under the lock: the runner may be destroyed as soon as live_ is 0.
   std::lock_guard lock(mu_);
   --live_;
-  requests_.erase(request);
   changed_.notify_all();
+}
+
+void RequestRunner::NoteOnlineGap(double seconds, absl::Time now) {
+  constexpr double kWeight = 1.0 / 32;
+  const double mean = online_gap_seconds_;
+  online_gap_seconds_ = mean + kWeight * (seconds - mean);
+  online_gap_at_ns_ = absl::ToUnixNanos(now);
+}
+
+RequestRunner::OnlineTraffic RequestRunner::Online() {
+  // Old news is none: nobody is decoding.
+  constexpr absl::Duration kFresh = absl::Seconds(1);
+  constexpr double kNearly = 0.8;
+  const absl::Time now = deps_.clock->Now();
+  OnlineTraffic traffic;
+  {
+    std::lock_guard lock(mu_);
+    traffic.inflight = active_ - active_batch_;
+    for (const Request* request : requests_) {
+      if (request->batch_class() || !request->waiting()) continue;
+      ++traffic.waiting;
+      traffic.oldest_wait = std::max(traffic.oldest_wait, now - request->arrival());
+    }
+  }
+  const SloConfig& slo = deps_.config->scheduler.slo;
+  const bool ttft = slo.ttft > absl::ZeroDuration() && traffic.oldest_wait > slo.ttft / 2;
+  const bool itl = slo.itl > absl::ZeroDuration() && now - absl::FromUnixNanos(online_gap_at_ns_) < kFresh &&
+                   online_gap_seconds_ > kNearly * absl::ToDoubleSeconds(slo.itl);
+  traffic.slo_short = ttft || itl;
+  return traffic;
+}
+
+std::optional<ApiError> RequestRunner::CheckRoom(RequestClass request_class) {
+  if (draining_) {
+    return MakeRetryable(errors::kDraining, "the gateway is shutting down; send the request again",
+                         RetryAfter(1));
+  }
+  const bool batch = request_class == RequestClass::kBatch;
+  const uint32_t limit =
+      batch ? deps_.config->gateway.batch_max_inflight : deps_.config->gateway.max_inflight;
+  {
+    // Whoever asks is counted already.
+    std::lock_guard lock(mu_);
+    if ((batch ? active_batch_ : active_ - active_batch_) <= limit) return std::nullopt;
+  }
+  return MakeRetryable(
+      errors::kTooManyRequests,
+      absl::StrCat("more than ", limit, batch ? " batch" : "", " requests are in flight; try again later"),
+      RetryAfter(1));
 }
 
 std::weak_ptr<RequestRunner::Running> RequestRunner::Start(InferenceRequest request, std::string tenant,
                                                            std::shared_ptr<OutputSink> sink,
                                                            absl::Duration timeout) {
-  if (request.best_of <= 1) {
+  if (request.record && !request.trace.valid()) request.trace = request.record->trace();
+  if (request.best_of <= 1 && request.more_prompts.empty()) {
     auto running =
         std::make_shared<Request>(*this, std::move(request), std::move(tenant), std::move(sink), timeout);
     Register(running);
     running->Begin();
     return running;
   }
-  auto group = std::make_shared<ChoiceGroup>(request.n, request.best_of, std::move(sink));
+  const uint32_t per_prompt = std::max(request.n, request.best_of);
+  const auto prompts = static_cast<uint32_t>(1 + request.more_prompts.size());
+  auto group = std::make_shared<ChoiceGroup>(prompts, request.n, per_prompt, std::move(sink));
   const uint64_t seed = request.seed ? *request.seed : NewSeed();
   group->Start([&](uint32_t choice, std::shared_ptr<OutputSink> member) {
+    const uint32_t prompt = choice / per_prompt, number = choice % per_prompt;
     InferenceRequest one = request;
+    if (choice > 0) one.more_prompts.clear();  // the first is asked whether they go with its fields
+    if (prompt > 0) std::visit([&](const auto& p) { one.input = p; }, request.more_prompts[prompt - 1]);
     one.n = one.best_of = 1;
-    one.seed = seed + choice;
-    if (!request.chat) one.shown = request.n;
+    one.seed = seed + number;
+    if (!request.chat) one.shown = request.n * prompts;
     if (request.best_of > request.n) {
       // What choices are compared by is not for an echo to show: that would score the prompt.
       one.echo = request.echo && request.top_logprobs >= 0;
       one.top_logprobs = std::max(one.top_logprobs, 0);
     }
-    if (choice > 0) {
+    if (number > 0) {
       // The prompt is scored once.
       one.prompt_logprobs = -1;
       one.echo = false;
@@ -868,6 +1096,43 @@ std::weak_ptr<RequestRunner::Running> RequestRunner::Start(InferenceRequest requ
     Register(run);
     return run;
   });
+  return group;
+}
+
+std::weak_ptr<RequestRunner::Running> RequestRunner::StartEmbeddings(EmbeddingRequest request,
+                                                                     std::string tenant, EmbeddingsDone done,
+                                                                     absl::Duration timeout) {
+  if (request.record && !request.trace.valid()) request.trace = request.record->trace();
+  const absl::Time deadline = deps_.clock->Now() + std::min(timeout, deps_.config->gateway.request_timeout);
+  InferenceRequest one;
+  one.model = request.model;
+  one.add_special_tokens = request.add_special_tokens;
+  one.pooling = request.pooling;
+  one.normalize = request.normalize;
+  one.priority = request.priority;
+  one.cache_salt = request.cache_salt;
+  one.request_class = request.request_class;
+  one.trace = request.trace;
+  one.record = request.record;
+  EmbeddingGroup::Options options;
+  options.make = [this, one = std::move(one), tenant = std::move(tenant),
+                  deadline](std::shared_ptr<OutputSink> member) -> std::shared_ptr<ChoiceRun> {
+    auto run =
+        std::make_shared<Request>(*this, one, tenant, std::move(member), deadline - deps_.clock->Now());
+    Register(run);
+    return run;
+  };
+  options.prepare = [this](const EmbeddingRequest& asked) -> std::variant<TokenLists, ApiError> {
+    const auto model = Model();
+    if (!model) {
+      return MakeRetryable(errors::kNotReady, "no worker has registered a model yet", RetryAfter(1));
+    }
+    return TokeniseInputs(asked, deps_.text->tokenizer(),
+                          {model->max_model_len(), model->vocab_size(), model->hidden_size()});
+  };
+  options.done = std::move(done);
+  auto group = std::make_shared<EmbeddingGroup>(std::move(request), std::move(options));
+  group->Start();
   return group;
 }
 

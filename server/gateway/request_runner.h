@@ -14,15 +14,19 @@
 #include "config/config.h"
 #include "server/gateway/auth.h"
 #include "server/gateway/cluster_watch.h"
+#include "server/gateway/embeddings.h"
 #include "server/gateway/errors.h"
 #include "server/gateway/generation_defaults.h"
 #include "server/gateway/probe.h"
 #include "server/gateway/request.h"
+#include "server/gateway/tenant_limits.h"
 #include "server/gateway/text_model.h"
 #include "server/gateway/work_pool.h"
 #include "server/rpc/rpc.h"
 
 namespace tidepool {
+
+class GrammarCompiler;
 
 struct OutputLogprob {
   int32_t id = 0;
@@ -51,6 +55,7 @@ struct TokenUsage {
   uint32_t prompt_tokens = 0;
   uint32_t completion_tokens = 0;  // of all choices, those that best_of drops too; a stop token is not one
   uint32_t cached_tokens = 0;
+  uint32_t reasoning_tokens = 0;  // of completion_tokens; the fronts' parsers know them
 };
 
 // What `return_trace` shows.
@@ -63,17 +68,24 @@ struct RequestTrace {
   double itl_p99_seconds = 0;
 };
 
+struct AdmittedPrompt {
+  std::vector<int32_t> ids;
+  std::string text;  // as encoded; empty where the client sent ids
+};
+
 struct Admission {
   std::string id;  // of the request, made here
   std::vector<int32_t> prompt_ids;
-  std::string prompt_text;  // as encoded; empty where the client sent ids
+  std::string prompt_text;           // as encoded; empty where the client sent ids
+  std::vector<AdmittedPrompt> more;  // InferenceRequest::more_prompts, in their order
 };
 
 // How one choice ended.
 struct ChoiceEnd {
-  std::string finish_reason;  // stop, length
+  std::string finish_reason;  // stop, length; pooled
   // The stop string or stop token id that ended it; monostate: end of sequence, or length.
   std::variant<std::monostate, std::string, int32_t> stop_reason;
+  std::vector<float> pooled;  // with `pooling`: the vector, and there was no answer
   RequestTrace trace;
 };
 
@@ -83,8 +95,9 @@ struct Outcome {
   RequestTrace trace;  // of choice 0
 };
 
-// OutputSink: where a front door takes the answers to one request: choices 0 to n - 1. Calls are ordered and
-// never concurrent; none may block: OnAdmitted at most once, then OnPromptLogprobs (before the first delta of
+// OutputSink: where a front door takes the answers to one request: choices 0 to n - 1, with more_prompts
+// those of each prompt one after another. Calls are ordered and never concurrent; none may block: OnAdmitted
+// at most once, when all prompts are, then OnPromptLogprobs (before the first delta of
 // choice 0) and, for each choice, OnDelta* with Restart between attempts and one OnChoiceEnd; OnDone exactly
 // once, last. Without an error every choice has ended by then.
 class OutputSink {
@@ -114,10 +127,14 @@ class OutputSink {
 // that worker, at most max_retries times. Afterwards it ends in an error. Every request ends once, within
 // request_timeout. Thread-safe; starts no thread of its own.
 //
-// With n or best_of above 1 every choice is a sequence of its own, placed and counted (in flight, in metrics)
-// as one, and drawn with seed + its number. Choice 0 goes first; the others start with its first token, when
-// the prompt's blocks are in the pool, so that they compute the prompt's last block at most. One that fails
-// ends all: a client never gets fewer choices than it asked for.
+// With n or best_of above 1, or more_prompts, every choice is a sequence of its own, placed and counted (in
+// flight, in metrics) as one, and drawn with seed + its number (of its prompt). The first choice of a prompt
+// goes first; the others start with its first token, when the prompt's blocks are in the pool, so that they
+// compute the prompt's last block at most. One that fails ends all, and counts as the one failure that it is:
+// a client never gets fewer choices than it asked for.
+//
+// Requests of class batch are counted apart: at most gateway.batch_max_inflight of them are in flight, and
+// none of max_inflight's places is theirs. The scheduler and the workers put them behind online ones.
 class RequestRunner {
  public:
   struct Dependencies {  // all borrowed, except where shared
@@ -130,6 +147,8 @@ class RequestRunner {
     WorkPool* pool = nullptr;
     const Clock* clock = nullptr;
     GenerationDefaults defaults;
+    TenantLimits* limits = nullptr;  // null: none
+    GrammarCompiler* grammars = nullptr;
   };
 
   // Handle of a running request; weak for the fronts: the request keeps itself alive.
@@ -148,10 +167,26 @@ class RequestRunner {
   std::weak_ptr<Running> Start(InferenceRequest request, std::string tenant, std::shared_ptr<OutputSink> sink,
                                absl::Duration timeout = absl::InfiniteDuration());
 
+  // The vectors of all inputs, or an error; `done` is called once, as a sink's OnDone, and may be before this
+  // returns. Each input is a sequence, at most EmbeddingGroup::kSequences of them at once; nothing is
+  // computed before all inputs are checked.
+  std::weak_ptr<Running> StartEmbeddings(EmbeddingRequest request, std::string tenant, EmbeddingsDone done,
+                                         absl::Duration timeout = absl::InfiniteDuration());
+
   // Why no request of that model can be taken now; nullopt: it can.
   std::optional<ApiError> CheckModel(std::string_view model) const;
   // The served model's name and context length, once known.
   std::optional<v1::ModelIdentity> Model() const;
+
+  // What class online has in flight, for those who yield to it. O(requests in flight).
+  struct OnlineTraffic {
+    size_t inflight = 0;
+    size_t waiting = 0;          // without a first token
+    absl::Duration oldest_wait;  // of those
+    // The next first token, or the tokens of late, miss their SLO or nearly do.
+    bool slo_short = false;
+  };
+  OnlineTraffic Online();
 
   void BeginDrain() { draining_ = true; }
   bool draining() const { return draining_; }
@@ -161,18 +196,27 @@ class RequestRunner {
  private:
   class Request;
 
+  // Why nothing (more) of that class can be taken now.
+  std::optional<ApiError> CheckRoom(RequestClass request_class);
   uint64_t NewSeed();
+  void NoteOnlineGap(double seconds, absl::Time now);
   void Register(const std::shared_ptr<Request>& request);
-  void Unregister(Request* request);
+  // Of ~Request: it is found no more; and, when the last of it is gone, it does not keep Shutdown waiting.
+  void Forget(Request* request);
+  void Release();
 
   const Dependencies deps_;
   std::atomic<bool> draining_{false};
   std::atomic<uint64_t> next_seed_;
+  // Mean of the gaps between online tokens, the last few dozen; updates that race may lose one.
+  std::atomic<double> online_gap_seconds_{0};
+  std::atomic<int64_t> online_gap_at_ns_{0};
 
   std::mutex mu_;
   std::condition_variable changed_;
-  size_t live_ = 0;    // Request objects
-  size_t active_ = 0;  // requests without an outcome
+  size_t live_ = 0;          // Request objects
+  size_t active_ = 0;        // requests without an outcome
+  size_t active_batch_ = 0;  // of them
   std::set<Request*> requests_;
 };
 

@@ -28,6 +28,8 @@ absl::StatusOr<std::shared_ptr<const TextModel>> TextModel::Load(const ModelConf
     if (!parsed.ok()) return Annotate(parsed.status(), dir);
     model->template_ = *std::move(parsed);
   }
+  TP_ASSIGN_OR_RETURN(model->format_, ChatFormat::Detect(config, *model->tokenizer_,
+                                                         model->template_ ? &*model->template_ : nullptr));
   if (const auto eos = model->tokenizer_->eos_id()) model->eos_ids_.push_back(*eos);
   // A directory with only a tokeniser serves too: the workers judge the model itself.
   if (const auto spec = LoadModelSpec(config.path); spec.ok()) {
@@ -49,6 +51,13 @@ absl::StatusOr<MarkedText> TextModel::Render(const ChatInput& chat) const {
   }
   OrderedJson request = chat.template_kwargs;
   request["messages"] = chat.messages;
+  if (!chat.tools.is_null()) {
+    if (!format_.traits().takes_tools) {
+      return absl::InvalidArgumentError(
+          "tools: the model's chat template does not take them; leave them out");
+    }
+    request["tools"] = chat.tools;
+  }
   const OrderedJson trusted = {{"add_generation_prompt", chat.add_generation_prompt},
                                {"bos_token", tokenizer_->bos_token()},
                                {"eos_token", tokenizer_->eos_token()}};

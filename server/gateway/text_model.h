@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "config/config.h"
+#include "server/gateway/chat/chat_format.h"
 #include "server/gateway/request.h"
 #include "server/model/strings/marked_text.h"
 #include "server/model/template/chat_template.h"
@@ -24,6 +25,7 @@ class TextModel {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   // Of generation_config.json, config.json and the tokeniser, without repetition.
   const std::vector<int32_t>& eos_ids() const { return eos_ids_; }
+  const ChatFormat& format() const { return format_; }
 
   // The prompt that a chat renders to, and which of its bytes are the client's. Errors: InvalidArgument (the
   // template refused), FailedPrecondition (the model has no chat template), ResourceExhausted.
@@ -35,6 +37,7 @@ class TextModel {
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::optional<ChatTemplate> template_;
+  ChatFormat format_;
   std::vector<int32_t> eos_ids_;
 };
 

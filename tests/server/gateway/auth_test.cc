@@ -21,16 +21,16 @@ GatewayConfig WithKeys() {
 TEST(AuthTest, WithoutKeysEverybodyIsTheDefaultTenant) {
   const auto auth = Authenticator::Create(GatewayConfig());
   ASSERT_TRUE(auth.ok());
-  EXPECT_EQ(*auth->Tenant(""), "default");
+  EXPECT_EQ(*(*auth)->Tenant(""), "default");
 }
 
 TEST(AuthTest, FindsTheTenantOfAKey) {
   const auto auth = Authenticator::Create(WithKeys());
   ASSERT_TRUE(auth.ok());
-  EXPECT_EQ(*auth->Tenant("Bearer key-a"), "a");
-  EXPECT_EQ(*auth->Tenant("bearer key-b"), "b");
+  EXPECT_EQ(*(*auth)->Tenant("Bearer key-a"), "a");
+  EXPECT_EQ(*(*auth)->Tenant("bearer key-b"), "b");
   for (const char* bad : {"", "Bearer", "Bearer ", "Bearer key-c", "Basic key-a", "key-a", "Bearer key-a "}) {
-    EXPECT_EQ(auth->Tenant(bad).status().code(), absl::StatusCode::kUnauthenticated) << bad;
+    EXPECT_EQ((*auth)->Tenant(bad).status().code(), absl::StatusCode::kUnauthenticated) << bad;
   }
 }
 
@@ -44,13 +44,14 @@ TEST(AuthTest, SaltsNeverMeetAcrossTenants) {
   const auto auth = Authenticator::Create(WithKeys());
   ASSERT_TRUE(auth.ok());
   // Pairs that would be equal if the fields were only put together.
-  const std::set<std::string> salts = {auth->Salt("a", ""),  auth->Salt("b", ""),  auth->Salt("a", "b"),
-                                       auth->Salt("ab", ""), auth->Salt("", "ab"), auth->Salt("b", "a")};
+  const std::set<std::string> salts = {(*auth)->Salt("a", ""),  (*auth)->Salt("b", ""),
+                                       (*auth)->Salt("a", "b"), (*auth)->Salt("ab", ""),
+                                       (*auth)->Salt("", "ab"), (*auth)->Salt("b", "a")};
   EXPECT_EQ(salts.size(), 6u);
-  EXPECT_EQ(auth->Salt("a", "x"), auth->Salt("a", "x"));
+  EXPECT_EQ((*auth)->Salt("a", "x"), (*auth)->Salt("a", "x"));
   GatewayConfig other = WithKeys();
   other.server_key = "another";
-  EXPECT_NE(Authenticator::Create(other)->Salt("a", "x"), auth->Salt("a", "x"));
+  EXPECT_NE((*Authenticator::Create(other))->Salt("a", "x"), (*auth)->Salt("a", "x"));
 }
 
 TEST(ErrorsTest, CodesAreUniqueAndTheBodyIsOpenAis) {

@@ -6,13 +6,16 @@
 
 #include <atomic>
 #include <cmath>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <set>
 #include <thread>
 
 #include "base/digest.h"
+#include "base/trace.h"
 #include "kvstore/keys.h"
+#include "server/structured/compiled_grammar.h"
 #include "tests/server/gateway/fake_cluster.h"
 #include "tests/server/http/raw_client.h"
 #include "tidepool/v1/inference.grpc.pb.h"
@@ -20,6 +23,7 @@
 namespace tidepool {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -140,6 +144,72 @@ TEST_F(GatewayTest, AnswersAChat) {
   EXPECT_EQ(place.keys(0), std::string(keys[0].bytes.begin(), keys[0].bytes.end()));
   EXPECT_EQ(place.request_id(), request.request_id());
   EXPECT_NE(place.request_id(), "my-id") << "ids are made here";
+}
+
+TEST_F(GatewayTest, GrammarClassAndTraceReachTheWorker) {
+  std::mutex mu;
+  std::string traceparent;
+  a_.SetScript([&](grpc::ServerContext& context, const v1::WorkerGenerateRequest& request,
+                   FakeWorker::Writer& writer) {
+    {
+      std::lock_guard lock(mu);
+      const auto& metadata = context.client_metadata();
+      if (const auto it = metadata.find("traceparent"); it != metadata.end()) {
+        traceparent.assign(it->second.data(), it->second.size());
+      }
+    }
+    return FakeWorker::Says("12")(context, request, writer);
+  });
+  Start();
+  const std::string response = Ask(
+      Post("/v1/completions", R"({"prompt":"n: ","max_tokens":4,"structured_outputs":{"regex":"[0-9]{2}"}})",
+           "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"));
+  ASSERT_EQ(StatusOf(response), 200) << response;
+  ASSERT_EQ(a_.requests().size(), 1u);
+  const v1::WorkerGenerateRequest request = a_.requests()[0];
+  EXPECT_EQ(request.request_class(), v1::REQUEST_CLASS_ONLINE);
+  const auto grammar = CompiledGrammar::Parse(request.sampling().grammar());
+  EXPECT_TRUE(grammar.ok()) << grammar.status();
+  std::lock_guard lock(mu);
+  const auto trace = ParseTraceparent(traceparent);
+  ASSERT_TRUE(trace.has_value()) << traceparent;
+  EXPECT_EQ(trace->TraceIdHex(), "0af7651916cd43dd8448eb211c80319c");
+  EXPECT_THAT(traceparent, Not(HasSubstr("b7ad6b7169203331"))) << "the worker's caller is the gateway";
+}
+
+TEST_F(GatewayTest, SeveralPromptsAreOneAnswerInTheirOrder) {
+  a_.SetScript(
+      [](grpc::ServerContext& context, const v1::WorkerGenerateRequest& request, FakeWorker::Writer& writer) {
+        const std::string prompt(request.prompt().begin(), request.prompt().end());
+        return FakeWorker::Says(prompt + std::to_string(request.sampling().seed()))(context, request, writer);
+      });
+  Start();
+  const std::string response =
+      Ask(Post("/v1/completions", R"({"prompt":["ab","c"],"n":2,"max_tokens":9,"seed":4})"));
+  ASSERT_EQ(StatusOf(response), 200) << response;
+  const OrderedJson json = Json(response);
+  std::vector<std::string> texts;
+  for (const OrderedJson& choice : json["choices"]) {
+    EXPECT_EQ(choice["index"], texts.size());
+    texts.push_back(choice["text"]);
+  }
+  EXPECT_THAT(texts, ElementsAre("ab4", "ab5", "c4", "c5"));
+  EXPECT_EQ(json["usage"]["prompt_tokens"], 3) << "each prompt once";
+  EXPECT_EQ(json["usage"]["completion_tokens"], 3 + 3 + 2 + 2);
+
+  // One that does not fit refuses all of them before anything goes out, streamed or not.
+  const std::string refused = Ask(Post("/v1/completions", R"({"prompt":["ab",")" + std::string(5000, 'x') +
+                                                              R"("],"max_tokens":9,"stream":true})"));
+  EXPECT_EQ(StatusOf(refused), 400);
+  EXPECT_THAT(refused, HasSubstr("prompt 1"));
+}
+
+TEST_F(GatewayTest, RequestOfSeveralChoicesFailsOnce) {
+  a_.SetScript(FakeWorker::Fails("x", grpc::StatusCode::INVALID_ARGUMENT));
+  Start();
+  EXPECT_EQ(StatusOf(Ask(Post("/v1/completions", R"({"prompt":["a","b","c"],"max_tokens":9})"))), 400);
+  EXPECT_THAT(metrics_.Render(),
+              HasSubstr(R"(tidepool_requests_total{code="400",reason="invalid_request"} 1)"));
 }
 
 TEST_F(GatewayTest, StreamsInOpenAisOrder) {
@@ -356,7 +426,9 @@ TEST_F(GatewayTest, EveryProtectedRouteAsksForAKeyAndTenantsHaveTheirOwnSalt) {
   EXPECT_EQ(StatusOf(Ask(Get("/v1/models"))), 401);
   EXPECT_EQ(StatusOf(Ask(Get("/v1/models/toy"))), 401);
   EXPECT_EQ(StatusOf(Ask(Get("/v1%2Fmodels"))), 401) << "decoded before it is routed";
-  EXPECT_EQ(StatusOf(Ask(Get("/metrics"))), 200);
+  const std::string metrics = Ask(Get("/metrics"));
+  EXPECT_EQ(StatusOf(metrics), 403);
+  EXPECT_THAT(metrics, HasSubstr("gateway.metrics_listen"));
   std::set<std::string> salts;
   for (const char* key : {"key-a", "key-b"}) {
     const std::string header = "Authorization: Bearer " + std::string(key) + "\r\n";
@@ -366,6 +438,66 @@ TEST_F(GatewayTest, EveryProtectedRouteAsksForAKeyAndTenantsHaveTheirOwnSalt) {
   for (const auto& request : a_.requests()) salts.insert(request.salt());
   EXPECT_EQ(salts.size(), 4u);
   EXPECT_EQ(a_.requests()[2].tenant(), "tenant-b");
+}
+
+TEST_F(GatewayTest, MetricsAreServedOnTheirOwnListenerAlone) {
+  config_.gateway.metrics_listen = "127.0.0.1:0";
+  config_.gateway.api_keys = {{std::string(64, 'a'), "a"}};
+  Start();
+  EXPECT_EQ(StatusOf(Ask(Get("/metrics"))), 403);
+  EXPECT_EQ(StatusOf(Ask(Get("/readyz"))), 200);
+  ASSERT_GT(server_->metrics_port(), 0);
+  for (const char* path : {"/metrics", "/livez", "/readyz"}) {
+    RawClient client(server_->metrics_port());
+    client.Send(Get(path));
+    EXPECT_EQ(StatusOf(client.ReadResponse()), 200) << path;
+  }
+  RawClient client(server_->metrics_port());
+  client.Send(Get("/v1/models"));
+  EXPECT_EQ(StatusOf(client.ReadResponse()), 404);
+}
+
+TEST_F(GatewayTest, AStrangersBodyIsNotReadBeforeTheAnswer) {
+  config_.gateway.api_keys = {{std::string(64, 'a'), "a"}};
+  Start();
+  const std::string response =
+      Ask("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n");
+  EXPECT_EQ(StatusOf(response), 401) << response;
+  EXPECT_THAT(response, HasSubstr("Connection: close"));
+}
+
+TEST_F(GatewayTest, TokenizingIsARequestOfTheTenant) {
+  config_.gateway.tenant_limits.requests_per_minute = 2;
+  Start();
+  for (const char* path : {"/tokenize", "/apply-template"}) {
+    const char* body = R"({"messages":[{"role":"user","content":"hello"}]})";
+    EXPECT_EQ(StatusOf(Ask(Post(path, body))), 200) << path;
+  }
+  const std::string refused = Ask(Post("/detokenize", R"({"tokens":[104]})"));
+  EXPECT_EQ(StatusOf(refused), 429);
+  EXPECT_THAT(refused, HasSubstr("rate_limit_exceeded"));
+}
+
+TEST_F(GatewayTest, AReloadThatFailedIsTriedAgain) {
+  const std::string file = (dir_ / "keys.yaml").string();
+  const std::string good = "keys:\n  - {key_sha256: " + std::string(64, 'a') + ", tenant: a}\n";
+  std::ofstream(file) << good;
+  config_.gateway.api_keys_file = file;
+  config_.gateway.access_log = (dir_ / "log" / "access").string();
+  Start();
+  // What fails without any watched file's changing: the log's directory is no directory.
+  std::filesystem::remove_all(dir_ / "log");
+  std::ofstream(dir_ / "log") << "in the way";
+  EXPECT_FALSE(server_->Reload().ok());
+  std::ofstream(file) << good << "\n";
+  const auto reloads = [&](const char* result) {
+    return metrics_.AddCounter("tidepool_config_reloads_total", "", {{"result", result}}).value();
+  };
+  const absl::Time deadline = absl::Now() + kTestWait;
+  while (reloads("failure") < 2 && absl::Now() < deadline) std::this_thread::yield();
+  std::filesystem::remove(dir_ / "log");
+  while (reloads("success") < 1 && absl::Now() < deadline) std::this_thread::yield();
+  EXPECT_GE(reloads("success"), 1u);
 }
 
 TEST_F(GatewayTest, PingsWhileThereIsNothingToSay) {
@@ -1008,6 +1140,51 @@ TEST_F(GrpcFrontTest, CancellingFreesTheRequestEverywhere) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
   EXPECT_TRUE(a_.cancelled.Wait());
   EXPECT_TRUE(scheduler_.finished.Wait());
+}
+
+// A client that asks for more than its flow control lets through, and reads nothing: its call ends all the
+// same, which shows in its line in the log.
+class GrpcSlowClientTest : public GrpcFrontTest {
+ protected:
+  std::string LineOfACallThatIsNotRead() {
+    config_.gateway.access_log = (dir_ / "access").string();
+    a_.SetScript(FakeWorker::Says(std::string(150, 'x'), "length"));
+    b_.SetScript(FakeWorker::Says(std::string(150, 'x'), "length"));
+    Connect();
+    // A window that does not grow.
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16 << 10);
+    stub_ = v1::Inference::NewStub(grpc::CreateCustomChannel(
+        "127.0.0.1:" + std::to_string(server_->grpc_port()), grpc::InsecureChannelCredentials(), arguments));
+    v1::GenerateRequest request;
+    request.set_text("x");
+    request.set_request_id(std::string(128, 'r'));
+    request.set_n(16);
+    request.set_max_tokens(150);
+    const auto reader = stub_->Generate(&context_, request);
+    const absl::Time deadline = absl::Now() + kTestWait;
+    std::string line;
+    while (line.empty() && absl::Now() < deadline) {
+      std::ifstream log(dir_ / "access");
+      std::getline(log, line);
+    }
+    context_.TryCancel();
+    (void)reader->Finish();
+    return line;
+  }
+};
+
+TEST_F(GrpcSlowClientTest, AFullBufferEndsTheCall) {
+  config_.gateway.slow_client_timeout = absl::Hours(1);
+  config_.gateway.max_stream_buffer_bytes = 16u << 10;
+  EXPECT_THAT(LineOfACallThatIsNotRead(), HasSubstr("\"error\":\"slow_client\""));
+}
+
+TEST_F(GrpcSlowClientTest, AWriteThatWaitsEndsTheCallInTime) {
+  config_.gateway.slow_client_timeout = absl::Milliseconds(200);
+  config_.gateway.max_stream_buffer_bytes = 64u << 20;
+  EXPECT_THAT(LineOfACallThatIsNotRead(), HasSubstr("\"error\":\"slow_client\""));
 }
 
 TEST_F(GrpcFrontTest, AFailureAfterTokensIsNotOk) {

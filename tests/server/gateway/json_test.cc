@@ -70,5 +70,17 @@ TEST(JsonTest, AgreesWithJsonTestSuite) {
   EXPECT_GT(refused, 180);
 }
 
+TEST(JsonTest, QuotesAKeyThatIsGivenTwiceShortAndHarmless) {
+  const auto message = [](const std::string& key) {
+    const auto json = ParseJson("{\"" + key + "\":1,\"" + key + "\":2}");
+    return std::string(json.status().message());
+  };
+  EXPECT_EQ(message("temperature"), "the key 'temperature' is given twice");
+  EXPECT_EQ(message("a\\nb"), "the key 'a\\x0ab' is given twice");
+  // Whole characters: the 64th byte is within one.
+  EXPECT_EQ(message(std::string(63, 'k') + "\xc3\xa4" + std::string(100'000, 'x')),
+            "the key '" + std::string(63, 'k') + "...' is given twice");
+}
+
 }  // namespace
 }  // namespace tidepool

@@ -2,6 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <fstream>
+#include <functional>
+
+#include "server/gateway/openai_fields.h"
+
 namespace tidepool {
 namespace {
 
@@ -93,11 +99,41 @@ INSTANTIATE_TEST_SUITE_P(
         BadField{R"("prompt_logprobs":-1)", "prompt_logprobs"},
         BadField{R"("prompt_logprobs":1,"stream":true)", "prompt_logprobs"},
         BadField{R"("use_beam_search":true)", "use_beam_search"},
-        BadField{R"("tools":[{"type":"function"}])", "tools"},
         BadField{R"("tool_choice":"auto")", "tool_choice"},
-        BadField{R"("response_format":{"type":"json_object"})", "response_format"},
         BadField{R"("response_format":"text")", "response_format"},
-        BadField{R"("guided_json":{"type":"object"})", "guided_json"},
+        BadField{R"("response_format":{"type":"xml"})", "response_format.type"},
+        BadField{R"("response_format":{"type":"json_schema"})", "response_format.json_schema"},
+        BadField{R"("response_format":{"type":"json_schema","json_schema":{"name":"n"}})",
+                 "response_format.json_schema.schema"},
+        BadField{R"("response_format":{"type":"json_schema","json_schema":{"schema":[]}})",
+                 "response_format.json_schema.schema"},
+        BadField{R"("response_format":{"type":"json_schema","json_schema":{"schema":{},"strict":"yes"}})",
+                 "response_format.json_schema.strict"},
+        BadField{R"("guided_json":7)", "guided_json"}, BadField{R"("guided_json":"{")", "guided_json"},
+        BadField{R"("guided_regex":7)", "guided_regex"},
+        BadField{R"("guided_choice":["a",1])", "guided_choice"},
+        BadField{R"("guided_grammar":["a"])", "guided_grammar"}, BadField{R"("grammar":7)", "grammar"},
+        BadField{R"("json_schema":[1])", "json_schema"}, BadField{R"("regex":7)", "regex"},
+        BadField{R"("ebnf":7)", "ebnf"}, BadField{R"("structured_outputs":{})", "structured_outputs"},
+        BadField{R"("structured_outputs":{"regex":""})", "structured_outputs.regex"},
+        BadField{R"("structured_outputs":{"choice":[]})", "structured_outputs.choice"},
+        BadField{R"("structured_outputs":{"json":{},"regex":"a"})", "structured_outputs.regex"},
+        BadField{R"("structured_outputs":{"structural_tag":"x"})", "structured_outputs.structural_tag"},
+        BadField{R"("structured_outputs":{"whitespace_pattern":" "})",
+                 "structured_outputs.whitespace_pattern"},
+        BadField{R"("guided_regex":"a","response_format":{"type":"json_object"})", "guided_regex"},
+        BadField{R"("regex":"a","structured_outputs":{"regex":"a"})", "regex"},
+        BadField{R"("truncate_prompt_tokens":0)", "truncate_prompt_tokens"},
+        BadField{R"("truncate_prompt_tokens":-2)", "truncate_prompt_tokens"},
+        BadField{R"("metadata":[])", "metadata"}, BadField{R"("metadata":{"a":1})", "metadata"},
+        BadField{R"("service_tier":"flex")", "service_tier"}, BadField{R"("request_id":"a b")", "request_id"},
+        BadField{R"("request_id":"")", "request_id"}, BadField{R"("user":7)", "user"},
+        BadField{R"("safety_identifier":7)", "safety_identifier"},
+        BadField{R"("stream":true,"stream_options":{"include_obfuscation":true})",
+                 "stream_options.include_obfuscation"},
+        BadField{R"("stop_regex":"a+")", "stop_regex"},
+        BadField{R"("logprob_token_ids":[1])", "logprob_token_ids"}, BadField{R"("n_probs":3)", "n_probs"},
+        BadField{R"("cache_prompt":false)", "cache_prompt"},
         BadField{R"("modalities":["text","audio"])", "modalities"}, BadField{R"("store":true)", "store"}));
 
 TEST(OpenAiRequestTest, LongCacheSaltsAreRefused) {
@@ -191,8 +227,8 @@ TEST(OpenAiRequestTest, PromptsComeInThreeShapes) {
   EXPECT_EQ(std::get<std::string>(Good(ParseCompletion(R"({"prompt":""})")).input), "") << "a BOS may follow";
   EXPECT_EQ(Good(ParseCompletion(R"({"prompt":"a"})")).max_tokens, kCompletionTokensDefault);
   for (const char* bad : {R"({})", R"({"prompt":null})", R"({"prompt":[]})", R"({"prompt":[[]]})",
-                          R"({"prompt":["a","b"]})", R"({"prompt":[1,"a"]})", R"({"prompt":[-1]})",
-                          R"({"prompt":[1.5]})", R"({"prompt":{}})", R"({"prompt":[[1],[2]]})"}) {
+                          R"({"prompt":["a",1]})", R"({"prompt":[1,"a"]})", R"({"prompt":[-1]})",
+                          R"({"prompt":[1.5]})", R"({"prompt":{}})", R"({"prompt":[[1],[]]})"}) {
     const auto parsed = ParseCompletion(bad);
     const auto* error = std::get_if<ApiError>(&parsed);
     ASSERT_NE(error, nullptr) << bad;
@@ -216,8 +252,16 @@ TEST(OpenAiRequestTest, MessagesAreFlattenedAndChecked) {
       {R"({"messages":[{"role":"user"}]})", "messages[0].content"},
       {R"({"messages":[{"role":"user","content":5}]})", "messages[0].content"},
       {R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]})",
-       "messages[0].content"},
-      {R"({"messages":[{"role":"assistant","content":"","tool_calls":[{}]}]})", "messages[0].tool_calls"},
+       "messages[0].content[0].type"},
+      {R"({"messages":[{"role":"assistant","content":"","tool_calls":[{}]}]})",
+       "messages[0].tool_calls[0].id"},
+      {R"({"messages":[{"role":"assistant","content":"","function_call":{"name":"f"}}]})",
+       "messages[0].function_call"},
+      {R"({"messages":[{"role":"assistant","refusal":"no","content":""}]})", "messages[0].refusal"},
+      {R"({"messages":[{"role":"tool","content":"4"}]})", "messages[0].tool_call_id"},
+      {R"({"messages":[{"role":"user","content":"4","tool_calls":[{"id":"a"}]}]})", "messages[0].tool_calls"},
+      {R"({"messages":[{"role":"assistant"}]})", "messages[0].content"},
+      {R"({"messages":[{"role":"function","name":"f","content":"4"}]})", "messages[0].role"},
       {R"({"messages":[{"role":"user","content":"a"}],"logprobs":3})", "logprobs"},
       {R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":3})", "top_logprobs"},
       {R"({"messages":[{"role":"user","content":"a"}],"logprobs":true,"top_logprobs":21})", "top_logprobs"},
@@ -234,6 +278,256 @@ TEST(OpenAiRequestTest, MessagesAreFlattenedAndChecked) {
     const auto* error = std::get_if<ApiError>(&parsed);
     ASSERT_NE(error, nullptr) << bad.json;
     EXPECT_EQ(error->param, bad.param) << error->message;
+  }
+}
+
+TEST(OpenAiRequestTest, SeveralPromptsAreSixteenChoicesAtMost) {
+  const InferenceRequest r = Good(ParseCompletion(R"({"prompt":["a",[1,2],"c"],"n":2})"));
+  EXPECT_EQ(std::get<std::string>(r.input), "a");
+  ASSERT_EQ(r.more_prompts.size(), 2u);
+  EXPECT_EQ(std::get<std::vector<int32_t>>(r.more_prompts[0]), (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(r.choices(), 6u);
+  EXPECT_EQ(std::get<ApiError>(ParseCompletion(R"({"prompt":["a","b","c"],"n":6})")).param, "n");
+  EXPECT_EQ(std::get<ApiError>(ParseCompletion(R"({"prompt":["a","b","c"],"best_of":6})")).param, "best_of");
+  std::string many = "{\"prompt\":[\"a\"";
+  for (int i = 0; i < 16; ++i) many += ",\"a\"";
+  EXPECT_EQ(std::get<ApiError>(ParseCompletion(many + "]}")).param, "prompt");
+}
+
+constexpr const char* kAdd =
+    R"({"type":"function","function":{"name":"add","description":"adds","strict":true,"parameters":)"
+    R"({"type":"object","properties":{"a":{"type":"number"}}}}})";
+constexpr const char* kNow = R"({"type":"function","function":{"name":"now"}})";
+
+std::string Tools(const std::string& more) {
+  return Chat(R"("tools":[)" + std::string(kAdd) + "," + kNow + "]" + (more.empty() ? "" : "," + more));
+}
+
+TEST(OpenAiRequestTest, ReadsTools) {
+  const InferenceRequest r = Good(ParseChatCompletion(Tools("")));
+  EXPECT_EQ(r.tools.choice, ToolChoice::kAuto);
+  EXPECT_TRUE(r.tools.parallel);
+  ASSERT_EQ(r.tools.tools.size(), 2u);
+  EXPECT_EQ(r.tools.tools[0].name, "add");
+  EXPECT_EQ(r.tools.tools[0].description, "adds");
+  EXPECT_TRUE(r.tools.tools[0].strict);
+  EXPECT_EQ(r.tools.tools[0].parameters["type"], "object");
+  EXPECT_EQ(r.tools.tools[1].parameters, nullptr);
+  const auto& shown = std::get<ChatInput>(r.input).tools;
+  ASSERT_EQ(shown.size(), 2u);
+  EXPECT_EQ(DumpJson(shown[0]),
+            R"({"type":"function","function":{"name":"add","description":"adds","parameters":)"
+            R"({"type":"object","properties":{"a":{"type":"number"}}}}})");
+}
+
+TEST(OpenAiRequestTest, ToolChoiceDecidesWhatIsCalledAndShown) {
+  const auto choice = [](const std::string& json) {
+    return Good(ParseChatCompletion(Tools("\"tool_choice\":" + json)));
+  };
+  EXPECT_EQ(choice("\"auto\"").tools.choice, ToolChoice::kAuto);
+  EXPECT_EQ(choice("\"required\"").tools.choice, ToolChoice::kRequired);
+  const InferenceRequest none = choice("\"none\"");
+  EXPECT_FALSE(none.tools.active());
+  EXPECT_EQ(std::get<ChatInput>(none.input).tools, nullptr);
+  const InferenceRequest named = choice(R"({"type":"function","function":{"name":"now"}})");
+  EXPECT_EQ(named.tools.choice, ToolChoice::kNamed);
+  ASSERT_EQ(named.tools.tools.size(), 1u);
+  EXPECT_EQ(named.tools.tools[0].name, "now");
+  EXPECT_EQ(std::get<ChatInput>(named.input).tools.size(), 2u);
+  const InferenceRequest allowed =
+      choice(R"({"type":"allowed_tools","allowed_tools":{"mode":"required","tools":)"
+             R"([{"type":"function","function":{"name":"now"}}]}})");
+  EXPECT_EQ(allowed.tools.choice, ToolChoice::kRequired);
+  ASSERT_EQ(allowed.tools.tools.size(), 1u);
+  EXPECT_EQ(std::get<ChatInput>(allowed.input).tools.size(), 1u);
+  EXPECT_FALSE(Good(ParseChatCompletion(Tools(R"("parallel_tool_calls":false)"))).tools.parallel);
+}
+
+TEST(OpenAiRequestTest, BadToolsAreRefusedByTheirPlace) {
+  std::string list;
+  for (int i = 0; i < 129; ++i) {
+    list += (i > 0 ? "," : "") + std::string(R"({"type":"function","function":{"name":"f)") +
+            std::to_string(i) + "\"}}";
+  }
+  const std::pair<std::string, const char*> cases[] = {
+      {R"("tools":{})", "tools"},
+      {"\"tools\":[" + list + "]", "tools"},
+      {R"("tools":[5])", "tools[0]"},
+      {R"("tools":[{"type":"custom","custom":{"name":"f"}}])", "tools[0].type"},
+      {R"("tools":[{"type":"function"}])", "tools[0].function"},
+      {R"("tools":[{"type":"function","function":{"name":""}}])", "tools[0].function.name"},
+      {R"("tools":[{"type":"function","function":{"name":"a b"}}])", "tools[0].function.name"},
+      {"\"tools\":[" + std::string(kNow) + "," + kNow + "]", "tools[1].function.name"},
+      {R"("tools":[{"type":"function","function":{"name":"f","parameters":[]}}])",
+       "tools[0].function.parameters"},
+      {R"("tools":[{"type":"function","function":{"name":"f","parameters":{"type":"string"}}}])",
+       "tools[0].function.parameters"},
+      {R"("tools":[{"type":"function","function":{"name":"f","strict":1}}])", "tools[0].function.strict"},
+      {R"("tools":[{"type":"function","function":{"name":"f","description":1}}])",
+       "tools[0].function.description"},
+      {R"("tool_choice":"required")", "tool_choice"},
+      {"\"tool_choice\":\"maybe\",\"tools\":[" + std::string(kNow) + "]", "tool_choice"},
+      {"\"tool_choice\":{\"type\":7},\"tools\":[" + std::string(kNow) + "]", "tool_choice"},
+      {R"("tool_choice":{"type":"function","function":{"name":"g"}},"tools":[)" + std::string(kNow) + "]",
+       "tool_choice"},
+      {"\"parallel_tool_calls\":1,\"tools\":[" + std::string(kNow) + "]", "parallel_tool_calls"},
+      {R"("functions":[{"name":"f"}])", "functions"},
+      {R"("function_call":"auto")", "function_call"},
+  };
+  for (const auto& [json, param] : cases) {
+    const auto parsed = ParseChatCompletion(Chat(json));
+    const auto* error = std::get_if<ApiError>(&parsed);
+    ASSERT_NE(error, nullptr) << json;
+    EXPECT_EQ(error->status, 400);
+    EXPECT_EQ(error->param, param) << error->message;
+  }
+  EXPECT_EQ(std::get<ApiError>(ParseCompletion(Text("\"tools\":[" + std::string(kNow) + "]"))).param,
+            "tools");
+}
+
+TEST(OpenAiRequestTest, CallsAndTheirResultsGoToTheTemplateAsItExpectsThem) {
+  const InferenceRequest r = Good(ParseChatCompletion(
+      R"({"messages":[{"role":"user","content":"2+2?"},{"role":"assistant","content":null,"refusal":null,)"
+      R"("function_call":null,"audio":null,"reasoning":"add","tool_calls":[{"id":"c1","type":"function",)"
+      R"("function":{"name":"add","arguments":"{\"b\": 2, \"a\": [2]}"}},)"
+      R"({"id":"c2","function":{"name":"now","arguments":""}}]},)"
+      R"({"role":"tool","tool_call_id":"c1","content":[{"type":"text","text":"4"}]}]})"));
+  const auto& messages = std::get<ChatInput>(r.input).messages;
+  EXPECT_EQ(messages[1]["content"], nullptr);
+  EXPECT_EQ(messages[1]["reasoning_content"], "add");
+  EXPECT_EQ(DumpJson(messages[1]["tool_calls"][0]["function"]["arguments"]), R"({"b":2,"a":[2]})");
+  EXPECT_EQ(messages[1]["tool_calls"][1]["function"]["arguments"], OrderedJson::object());
+  EXPECT_EQ(messages[2]["content"], "4");
+  EXPECT_EQ(messages[2]["tool_call_id"], "c1");
+  for (const char* arguments : {"\"{\"", "\"[1]\"", "7"}) {
+    const auto bad = ParseChatCompletion(
+        R"({"messages":[{"role":"assistant","tool_calls":[{"id":"c","function":{"name":"f","arguments":)" +
+        std::string(arguments) + "}}]}]}");
+    ASSERT_TRUE(std::holds_alternative<ApiError>(bad)) << arguments;
+    EXPECT_EQ(std::get<ApiError>(bad).param, "messages[0].tool_calls[0].function.arguments");
+  }
+}
+
+TEST(OpenAiRequestTest, ReadsStructuredOutputsInAllTheirWords) {
+  using Kind = StructuredSpec::Kind;
+  struct Word {
+    const char* json;
+    Kind kind;
+    const char* field;
+  };
+  for (
+      const Word& word :
+      {Word{R"("response_format":{"type":"json_object"})", Kind::kJsonObject, "response_format"},
+       Word{R"("response_format":{"type":"json_object","schema":{"type":"object"}})", Kind::kJsonSchema,
+            "response_format.schema"},
+       Word{
+           R"("response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{}}})",
+           Kind::kJsonSchema, "response_format.json_schema.schema"},
+       Word{R"("structured_outputs":{"json":{"type":"object"}})", Kind::kJsonSchema,
+            "structured_outputs.json"},
+       Word{R"("structured_outputs":{"json":"{}"})", Kind::kJsonSchema, "structured_outputs.json"},
+       Word{R"("structured_outputs":{"regex":"a+"})", Kind::kRegex, "structured_outputs.regex"},
+       Word{R"("structured_outputs":{"choice":["a","b"]})", Kind::kChoice, "structured_outputs.choice"},
+       Word{R"("structured_outputs":{"grammar":"root ::= \"a\""})", Kind::kGrammar,
+            "structured_outputs.grammar"},
+       Word{R"("structured_outputs":{"json_object":true})", Kind::kJsonObject,
+            "structured_outputs.json_object"},
+       Word{R"("guided_json":{"type":"object"})", Kind::kJsonSchema, "guided_json"},
+       Word{R"("guided_regex":"a+")", Kind::kRegex, "guided_regex"},
+       Word{R"("guided_choice":["a"])", Kind::kChoice, "guided_choice"},
+       Word{R"("guided_grammar":"root ::= \"a\"")", Kind::kGrammar, "guided_grammar"},
+       Word{R"("grammar":"root ::= \"a\"")", Kind::kGrammar, "grammar"},
+       Word{R"("json_schema":{"type":"object"})", Kind::kJsonSchema, "json_schema"},
+       Word{R"("regex":"a+")", Kind::kRegex, "regex"},
+       Word{R"("ebnf":"root ::= \"a\"")", Kind::kGrammar, "ebnf"}}) {
+    for (const auto& r :
+         {Good(ParseChatCompletion(Chat(word.json))), Good(ParseCompletion(Text(word.json)))}) {
+      ASSERT_TRUE(r.structured.has_value()) << word.json;
+      EXPECT_EQ(r.structured->kind, word.kind) << word.json;
+      EXPECT_EQ(r.structured->field, word.field);
+    }
+  }
+  EXPECT_FALSE(Good(ParseCompletion(Text(R"("response_format":{"type":"text"},"grammar":"")"))).structured);
+  EXPECT_TRUE(Good(ParseCompletion(Text(R"("structured_outputs":{"json":{},"disable_any_whitespace":true})")))
+                  .structured->compact);
+}
+
+TEST(OpenAiRequestTest, ReasoningOptionsReachTheTemplate) {
+  const InferenceRequest r = Good(ParseChatCompletion(Chat(
+      R"("reasoning_effort":"none","include_reasoning":false,"chat_template_kwargs":{"thinking":true})")));
+  const auto& kwargs = std::get<ChatInput>(r.input).template_kwargs;
+  EXPECT_EQ(kwargs["reasoning_effort"], "none");
+  EXPECT_EQ(kwargs["enable_thinking"], false);
+  EXPECT_EQ(kwargs["thinking"], true) << "the client's own word counts";
+  EXPECT_FALSE(r.reasoning.include);
+  EXPECT_EQ(std::get<ApiError>(ParseChatCompletion(Chat(R"("reasoning_effort":"huge")"))).param,
+            "reasoning_effort");
+}
+
+TEST(OpenAiRequestTest, MetadataHasOpenAisLimits) {
+  const auto metadata = [](const std::string& json) { return ParseCompletion(Text("\"metadata\":" + json)); };
+  EXPECT_EQ(Good(metadata(R"({"a":"b"})")).metadata[0].second, "b");
+  std::string seventeen = "{";
+  for (int i = 0; i < 17; ++i) seventeen += (i > 0 ? ",\"" : "\"") + std::to_string(i) + "\":\"\"";
+  for (const std::string& bad : {seventeen + "}", "{\"" + std::string(65, 'k') + "\":\"\"}",
+                                 "{\"k\":\"" + std::string(513, 'v') + "\"}"}) {
+    EXPECT_EQ(std::get<ApiError>(metadata(bad)).param, "metadata");
+  }
+}
+
+// Each field of OpenAI's own description of its API is served, taken, or refused by its name: none is
+// unknown.
+TEST(OpenAiRequestTest, EveryFieldOfOpenAisSpecificationIsKnown) {
+  std::ifstream file("../shared/data/openapi/openai_inference_subset.json");
+  if (!file) GTEST_SKIP() << "no ../shared/data/openapi";
+  const nlohmann::json spec = nlohmann::json::parse(file);
+  const nlohmann::json& schemas = spec["components"]["schemas"];
+  const std::function<void(const nlohmann::json&, std::vector<std::string>&)> collect =
+      [&](const nlohmann::json& schema, std::vector<std::string>& names) {
+        if (const auto ref = schema.find("$ref"); ref != schema.end()) {
+          const auto path = ref->get<std::string>();
+          return collect(schemas[path.substr(path.rfind('/') + 1)], names);
+        }
+        if (schema.contains("allOf")) {
+          for (const auto& part : schema["allOf"]) collect(part, names);
+        }
+        if (schema.contains("properties")) {
+          for (const auto& [name, value] : schema["properties"].items()) names.push_back(name);
+        }
+      };
+  for (const auto& [name, endpoint] : {std::pair{"CreateChatCompletionRequest", Endpoint::kChat},
+                                       std::pair{"CreateCompletionRequest", Endpoint::kText}}) {
+    std::vector<std::string> fields;
+    collect(schemas[name], fields);
+    EXPECT_GT(fields.size(), 15u);
+    for (const std::string& field : fields) {
+      const auto known = std::ranges::find(KnownFields(), field, &KnownField::name);
+      ASSERT_NE(known, KnownFields().end()) << name << "." << field;
+      EXPECT_NE(static_cast<int>(known->endpoint) & static_cast<int>(endpoint), 0) << name << "." << field;
+    }
+  }
+}
+
+// What the table says is refused is refused, with a value that asks for something; what asks for nothing is
+// not.
+TEST(OpenAiRequestTest, RefusedFieldsAreRefusedByName) {
+  for (const KnownField& field : KnownFields()) {
+    const std::string name(field.name);
+    for (const Endpoint endpoint : {Endpoint::kChat, Endpoint::kText}) {
+      const bool here = (static_cast<int>(field.endpoint) & static_cast<int>(endpoint)) != 0;
+      if (here && field.use != FieldUse::kRefused) continue;
+      const auto error = CheckFields(OrderedJson{{name, {{"something", 1}}}}, endpoint);
+      ASSERT_TRUE(error.has_value()) << name;
+      EXPECT_EQ(error->code, errors::kUnsupported.code);
+      EXPECT_EQ(error->param, name);
+      std::vector<std::string> nothing = {"null", "\"\"", "[]", "{}"};
+      if (!field.harmless.empty()) nothing.emplace_back(field.harmless);
+      // An empty object is how a search is asked for.
+      if (name == "web_search_options") nothing = {"null"};
+      for (const std::string& value : nothing) {
+        EXPECT_FALSE(CheckFields(OrderedJson{{name, OrderedJson::parse(value)}}, endpoint)) << name << value;
+      }
+    }
   }
 }
 
