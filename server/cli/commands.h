@@ -16,7 +16,10 @@ void AddServeCommand(CLI::App& app, Command& run);
 void AddRoleCommands(CLI::App& app, Command& run);  // gateway, scheduler, worker
 void AddCtlCommand(CLI::App& app, Command& run);
 void AddCheckConfigCommand(CLI::App& app, Command& run);
+void AddBenchCommand(CLI::App& app, Command& run);
 void AddDoctorCommand(CLI::App& app, Command& run);
+void AddKeyCommand(CLI::App& app, Command& run);
 void AddModelCommand(CLI::App& app, Command& run);
+void AddRunBatchCommand(CLI::App& app, Command& run);
 
 }  // namespace tidepool

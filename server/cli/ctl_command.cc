@@ -1,5 +1,9 @@
 // `tidepool ctl`: asks a running cluster over gRPC.
+#include <signal.h>
+
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -304,6 +308,27 @@ absl::Status Explain(Client& client, const Options& options) {
   return absl::OkStatus();
 }
 
+absl::Status ReloadConfig(Client& client, const Options& options) {
+  ordered_json rows = ordered_json::array();
+  for (const ChildStatus& child : client.target().children) {
+    if (child.name != "gateway" || child.pid <= 0) continue;
+    if (kill(child.pid, SIGHUP) != 0) {
+      return absl::UnavailableError(absl::StrCat("process ", child.pid, " (", child.name,
+                                                 ") cannot be signalled: ", std::strerror(errno)));
+    }
+    rows.push_back({{"process", child.name}, {"pid", child.pid}, {"asked", true}});
+  }
+  if (rows.empty()) {
+    return absl::UnavailableError(
+        "no gateway of a `tidepool serve` of this user runs here; send SIGHUP to the gateway's process");
+  }
+  Print(options, rows);
+  if (options.output != "json") {
+    std::puts("The gateway's log and tidepool_config_reloads_total say what became of it.");
+  }
+  return absl::OkStatus();
+}
+
 using Action = absl::Status (*)(Client&, const Options&);
 
 }  // namespace
@@ -339,6 +364,9 @@ void AddCtlCommand(CLI::App& app, Command& run) {
   add(ctl, "kv", "Every worker's pool of KV blocks", Kv);
   CLI::App* drain = add(ctl, "drain", "A worker refuses new requests and finishes those it has", Drain);
   drain->add_option("WORKER", options->argument, "As `ctl workers` names it")->required()->type_name("");
+  CLI::App* config = ctl->add_subcommand("config", "Configuration of what runs");
+  config->require_subcommand(1)->fallthrough();
+  add(config, "reload", "The gateway reads keys, limits and certificates again", ReloadConfig);
   CLI::App* route = ctl->add_subcommand("route", "Placement decisions");
   route->require_subcommand(1)->fallthrough();
   CLI::App* explain = add(route, "explain", "Where a request would go and why, without sending it", Explain);

@@ -59,27 +59,6 @@ absl::StatusOr<OrderedJson> ParseJsonLine(std::string_view line) {
   return ParseJson(mended);
 }
 
-void AppendJsonString(std::string_view text, std::string& out) {
-  static constexpr char kHex[] = "0123456789abcdef";
-  out.push_back('"');
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out.push_back('\\');
-      out.push_back(c);
-    } else if (c == '\n') {
-      out.append("\\n");
-    } else if (byte < 0x20) {
-      out.append("\\u00");
-      out.push_back(kHex[byte >> 4]);
-      out.push_back(kHex[byte & 15]);
-    } else {
-      out.push_back(c);
-    }
-  }
-  out.push_back('"');
-}
-
 int RunJsonLines(int in, std::FILE* out, std::string_view error_prefix, const LineFn& fn) {
   std::vector<char> buffer(kReadBytes);
   std::string rest, written;

@@ -16,9 +16,6 @@ namespace tidepool {
 // escapes without their other half read as U+FFFD (one per maximal subpart, one per escape).
 absl::StatusOr<OrderedJson> ParseJsonLine(std::string_view line);
 
-// Appends `text` as a JSON string.
-void AppendJsonString(std::string_view text, std::string& out);
-
 // Turns one line of input into one line of output (appended to `out`, without its end). An error is for lines
 // that cannot be read; it is reported in their place.
 using LineFn = std::function<absl::Status(const OrderedJson& line, std::string& out)>;

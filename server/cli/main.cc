@@ -1,9 +1,13 @@
 // tidepool: one binary, `tidepool ROLE`.
 #include <cstdio>
 
+#include "absl/synchronization/mutex.h"
 #include "server/cli/commands.h"
 
 int main(int argc, char** argv) {
+  // Debian builds Abseil with assertions: each of gRPC's locks would be checked against a graph of all lock
+  // orders, a cost on every message.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   CLI::App app(
       "Tidepool: disaggregated LLM serving. Prefill and decode run in separate processes that share one\n"
       "pool of KV blocks; clients see an OpenAI-compatible HTTP and gRPC front door.",
@@ -14,7 +18,10 @@ int main(int argc, char** argv) {
   tidepool::AddServeCommand(app, run);
   tidepool::AddRoleCommands(app, run);
   tidepool::AddCtlCommand(app, run);
+  tidepool::AddRunBatchCommand(app, run);
+  tidepool::AddKeyCommand(app, run);
   tidepool::AddModelCommand(app, run);
+  tidepool::AddBenchCommand(app, run);
   tidepool::AddCheckConfigCommand(app, run);
   tidepool::AddDoctorCommand(app, run);
   app.add_subcommand("version", "Print the version")->callback([&run] {

@@ -99,10 +99,14 @@ absl::StatusOr<RunningRole> StartGateway(const Config& config) {
   running.ready = [server] { return server->ready(); };
   running.begin_drain = [server] { server->BeginDrain(); };
   running.shutdown = [parts](absl::Duration grace) { parts->server->Shutdown(grace); };
+  running.reload = [server] { (void)server->Reload(); };
   running.info = {{"role", "gateway"},
                   {"pid", absl::StrCat(getpid())},
                   {"http", Bound(config.gateway.http_listen, server->http_port())},
                   {"grpc", Bound(config.gateway.grpc_listen, server->grpc_port())}};
+  if (server->metrics_port() != 0) {
+    running.info["metrics"] = Bound(config.gateway.metrics_listen, server->metrics_port());
+  }
   return running;
 }
 

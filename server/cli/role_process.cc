@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
@@ -33,11 +34,10 @@ sigset_t StopSignals() {
   return set;
 }
 
-// True when a stop signal came within `timeout`.
-bool WaitForStop(absl::Duration timeout) {
-  const sigset_t set = StopSignals();
+// Waits for one of `set`; 0: none came within `timeout`.
+int WaitFor(const sigset_t& set, absl::Duration timeout) {
   const timespec wait = absl::ToTimespec(timeout);
-  return sigtimedwait(&set, nullptr, &wait) > 0;
+  return std::max(0, sigtimedwait(&set, nullptr, &wait));
 }
 
 }  // namespace
@@ -61,13 +61,15 @@ void KeepReadyFdFromChildren() {
 int RunRole(const std::string& role, absl::Duration drain_timeout,
             const std::function<absl::StatusOr<RunningRole>()>& start) {
   const sigset_t set = StopSignals();
-  sigprocmask(SIG_BLOCK, &set, nullptr);
+  sigset_t all = set;
+  sigaddset(&all, SIGHUP);
+  sigprocmask(SIG_BLOCK, &all, nullptr);
   signal(SIGPIPE, SIG_IGN);
   // While the role loads nothing is in flight: a signal ends the process at once.
   std::atomic<bool> starting{true};
-  std::thread watcher([&starting] {
+  std::thread watcher([&starting, &set] {
     while (starting) {
-      if (WaitForStop(absl::Milliseconds(10))) _exit(0);
+      if (WaitFor(set, absl::Milliseconds(10)) != 0) _exit(0);
     }
   });
   auto started = [&]() -> absl::StatusOr<RunningRole> {
@@ -96,7 +98,9 @@ int RunRole(const std::string& role, absl::Duration drain_timeout,
       spdlog::info("{} is ready", role);
     }
     // Readiness has no callback in the roles; once it was seen only signals matter.
-    stop = WaitForStop(reported ? absl::Seconds(3600) : absl::Milliseconds(20));
+    const int signal_number = WaitFor(all, reported ? absl::Seconds(3600) : absl::Milliseconds(20));
+    if (signal_number == SIGHUP && running.reload) running.reload();
+    stop = signal_number != 0 && signal_number != SIGHUP;
   }
 
   spdlog::info("{} drains for at most {}; a second signal ends it now", role,

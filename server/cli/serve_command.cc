@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
@@ -39,6 +40,14 @@ void Set(LoadedConfig& loaded, std::string_view path, const std::string& text) {
   loaded.sources[std::string(path)] = "serve";
 }
 
+// $XDG_STATE_HOME/tidepool, else ~/.local/state/tidepool; empty where there is neither.
+std::string StateDirectory() {
+  const char* xdg = std::getenv("XDG_STATE_HOME");
+  if (xdg != nullptr && *xdg == '/') return absl::StrCat(xdg, "/tidepool");
+  const char* home = std::getenv("HOME");
+  return home != nullptr && *home == '/' ? absl::StrCat(home, "/.local/state/tidepool") : "";
+}
+
 // What the children would refuse, said once and before any of them starts.
 absl::Status CheckModelFiles(const ModelConfig& model) {
   TP_RETURN_IF_ERROR(CheckModel(model));
@@ -67,6 +76,11 @@ absl::Status Complete(LoadedConfig& loaded) {
   if (config.cluster.token.empty()) Set(loaded, "cluster.token", RandomHexId());
   // Drawn here, so that a restarted gateway finds its tenants' cached prefixes again.
   if (config.gateway.server_key.empty()) Set(loaded, "gateway.server_key", RandomHexId() + RandomHexId());
+  // Files and batches survive restarts: not in the runtime directory, which the next boot empties.
+  if (config.gateway.batch_dir.empty()) {
+    if (const std::string state = StateDirectory(); !state.empty())
+      Set(loaded, "gateway.batch_dir", state + "/batch");
+  }
   if (config.engine.threads == 0) {
     Set(loaded, "engine.threads", absl::StrCat(std::max(1u, UsableCores() / kWorkers)));
   }
@@ -127,6 +141,7 @@ std::vector<ChildSpec> Children(const LoadedConfig& loaded) {
               know_scheduler(env, ready);
               keep(env, ready, "gateway", "http", "gateway.http_listen");
               keep(env, ready, "gateway", "grpc", "gateway.grpc_listen");
+              keep(env, ready, "gateway", "metrics", "gateway.metrics_listen");
             }),
   };
 }
@@ -150,6 +165,12 @@ std::string Reachable(const std::string& address) {
   return parsed.ok() ? parsed->ToString() : address;
 }
 
+// Where a process serves its metrics: apart from its other HTTP, if it says so.
+std::string MetricsAddress(const ReadyInfo& ready) {
+  const std::string apart = Value(ready, "metrics");
+  return Reachable(apart.empty() ? Value(ready, "http") : apart);
+}
+
 void PrintBanner(const Config& config, const std::vector<ChildStatus>& children) {
   const std::string http = Reachable(Value(Find(children, "gateway")->ready, "http"));
   const std::string name = config.model.name.empty()
@@ -157,10 +178,11 @@ void PrintBanner(const Config& config, const std::vector<ChildStatus>& children)
                                : config.model.name;
   std::printf("tidepool %s serves %s (%s)\n", TIDEPOOL_VERSION, name.c_str(), config.model.path.c_str());
   std::printf("  HTTP  http://%s/v1    gRPC  %s    metrics  http://%s/metrics\n", http.c_str(),
-              Reachable(Value(Find(children, "gateway")->ready, "grpc")).c_str(), http.c_str());
+              Reachable(Value(Find(children, "gateway")->ready, "grpc")).c_str(),
+              MetricsAddress(Find(children, "gateway")->ready).c_str());
   for (const ChildStatus& child : children) {
     std::printf("  %-9s process %d, http://%s/metrics\n", child.name.c_str(), child.pid,
-                Reachable(Value(child.ready, "http")).c_str());
+                MetricsAddress(child.ready).c_str());
   }
   std::printf(
       "Try:\n  curl http://%s/v1/chat/completions -H 'Content-Type: application/json' \\\n"

@@ -26,7 +26,7 @@ constexpr size_t kReadyLineMax = 4096;
 sigset_t SupervisorSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&set, signal);
+  for (const int signal : {SIGTERM, SIGINT, SIGCHLD, SIGHUP}) sigaddset(&set, signal);
   return set;
 }
 
@@ -151,6 +151,7 @@ std::vector<ChildStatus> Supervisor::Children() const {
 
 absl::Status Supervisor::Run() {
   BlockSignals();
+  terminal_ = isatty(STDIN_FILENO) == 1;
   const sigset_t set = SupervisorSignals();
   const int signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   if (signal_fd < 0) return absl::InternalError(absl::StrCat("signalfd: ", std::strerror(errno)));
@@ -301,6 +302,14 @@ void Supervisor::ReadSignals(int signal_fd) {
   signalfd_siginfo info;
   while (read(signal_fd, &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
     if (info.ssi_signo == SIGCHLD) continue;
+    if (info.ssi_signo == SIGHUP && !terminal_) {
+      for (size_t i = 0; i < processes_.size(); ++i) {
+        // Before it is ready a child may not have said yet what it does with the signal.
+        const bool ready = core_.child(i).state == SupervisorCore::State::kReady;
+        if (ready && processes_[i].pid > 0) kill(processes_[i].pid, SIGHUP);
+      }
+      continue;
+    }
     spdlog::info(stop_requested_ ? "second signal: stopping now" : "draining; a second signal stops now");
     Feed({stop_requested_ ? SupervisorCore::Event::kStopNow : SupervisorCore::Event::kStop});
     stop_requested_ = true;

@@ -67,7 +67,8 @@ class Supervisor {
   static void BlockSignals();
 
   // Until every child is gone, because SIGTERM or SIGINT came (a second one: at once), or the start failed.
-  // OK after a clean stop. Errors: InvalidArgument (a child refused its configuration), Internal.
+  // SIGHUP is passed on to the children that are ready; started from a terminal, it ends like SIGTERM. OK
+  // after a clean stop. Errors: InvalidArgument (a child refused its configuration), Internal.
   absl::Status Run();
 
   std::vector<ChildStatus> Children() const;
@@ -96,6 +97,7 @@ class Supervisor {
   std::vector<Counter*> restarts_;
   std::vector<Gauge*> up_;
   bool stop_requested_ = false;
+  bool terminal_ = false;  // started from one: SIGHUP says that it is gone
   bool finished_ = false;
   absl::Status result_;
 };
