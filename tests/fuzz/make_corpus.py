@@ -810,8 +810,234 @@ def chat_template():
     )
 
 
+# ---- http: how to cut, SEPARATOR, one connection's bytes
+
+
+def http():
+    host = "Host: localhost\r\n"
+    post = "POST /v1/completions?x=1 HTTP/1.1\r\n" + host
+    names = {
+        "get": f"GET /livez HTTP/1.1\r\n{host}\r\n",
+        "http_1_0": "GET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        "pipelined": f"GET /a HTTP/1.1\r\n{host}\r\n{post}Content-Length: 2\r\n\r\nhiGET /c%20d HTTP/1.1\r\n{host}\r\n",
+        "chunked": post + "Transfer-Encoding: chunked\r\n\r\n3;e=\"1\"\r\nabc\r\n2\r\nde\r\n0\r\nTrailer: x\r\n\r\n",
+        "chunked_above_limit": post + "Transfer-Encoding: chunked\r\n\r\n" + ("64\r\n" + "x" * 100 + "\r\n") * 3,
+        "chunk_too_long": post + "Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n",
+        "chunk_size_2_to_64": post + "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n",
+        "chunk_extension_endless": post + "Transfer-Encoding: chunked\r\n\r\n1;" + "x" * 700,
+        "length_and_chunks": post + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+        "lengths_twice": post + "Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        "length_negative": post + "Content-Length: -1\r\n\r\n",
+        "length_2_to_64": post + "Content-Length: 18446744073709551616\r\n\r\n",
+        "body_above_limit": post + "Content-Length: 257\r\n\r\n",
+        "gzip": post + "Transfer-Encoding: gzip, chunked\r\n\r\n",
+        "continue": post + "Expect: 100-continue\r\nContent-Length: 2\r\n\r\nhi",
+        "absolute_target": "GET http://u@h:80/p?q#f HTTP/1.1\r\nHost: other\r\n\r\n",
+        "authority_only": "GET http://h HTTP/1.1\r\nHost: h\r\n\r\n",
+        "connect": "CONNECT h:443 HTTP/1.1\r\nHost: h\r\n\r\n",
+        "star": "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n",
+        "escapes": f"GET /%2e%2e/%00/%zz/%4 HTTP/1.1\r\n{host}\r\n",
+        "no_host": "GET / HTTP/1.1\r\n\r\n",
+        "hosts_twice": f"GET / HTTP/1.1\r\n{host}{host}\r\n",
+        "folded": f"GET / HTTP/1.1\r\n{host}X: a\r\n b\r\n\r\n",
+        "space_before_colon": "GET / HTTP/1.1\r\nHost : h\r\n\r\n",
+        "bare_line_feeds": "GET / HTTP/1.1\nHost: h\n\n",
+        "nul": "GET /a\0b HTTP/1.1\r\nHost: h\r\nX: \0\r\n\r\n",
+        "many_headers": f"GET / HTTP/1.1\r\n{host}" + "".join(f"A{i}: b\r\n" for i in range(9)) + "\r\n",
+        "long_header": f"GET / HTTP/1.1\r\n{host}X: " + "a" * 200 + "\r\n\r\n",
+        "long_target": "GET /" + "a" * 200 + f" HTTP/1.1\r\n{host}\r\n",
+        "http_2": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "empty_lines_first": f"\r\n\r\nGET / HTTP/1.1\r\n{host}\r\n",
+    }
+    for name, content in names.items():
+        put("http", name, "\x03\x01\x07" + SEPARATOR + content)
+    put("http", "tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+
+
+# ---- request_json: which reader, then the body
+
+
+def request_json():
+    message = {"role": "user", "content": "hi"}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}
+    chat = {
+        "model": "m",
+        "messages": [{"role": "system", "content": [{"type": "text", "text": "s"}]}, message],
+        "max_completion_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "seed": 2**64 - 1,
+        "stop": ["a", "b"],
+        "logit_bias": {"5": -100},
+        "logprobs": True,
+        "top_logprobs": 3,
+        "n": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "tools": [tool],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}},
+        "metadata": {"a": "b"},
+        "cache_salt": "s",
+    }
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    bodies = {
+        "chat": (0, chat),
+        "chat_turns": (0, {"messages": [message, calls, {"role": "tool", "tool_call_id": "c", "content": "1"}]}),
+        "chat_choice": (0, {"messages": [message], "structured_outputs": {"choice": ["a", "b"]}}),
+        "completion": (1, {"prompt": "a", "echo": True, "logprobs": 2, "best_of": 3, "n": 2}),
+        "completion_ids": (1, {"prompt": [1, 2, 3], "max_tokens": 0, "echo": True}),
+        "completion_prompts": (1, {"prompt": ["a", "b"]}),
+        "tokenize": (2, {"prompt": "a", "add_special_tokens": False, "return_token_strs": True}),
+        "tokenize_chat": (2, {"messages": [message]}),
+        "detokenize": (3, {"tokens": [0, 2**31 - 1]}),
+        "template": (4, {"messages": [message], "add_generation_prompt": False, "continue_final_message": True}),
+        "responses": (5, {"model": "m", "input": "a", "instructions": "b", "max_output_tokens": 5, "tools": [{"type": "function", "name": "f", "parameters": {}}]}),
+        "responses_items": (5, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}], "stream": True}),
+        "messages": (6, {"model": "m", "max_tokens": 5, "messages": [message], "system": "s", "stop_sequences": ["x"]}),
+        "messages_blocks": (6, {"max_tokens": 5, "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}], "tools": [{"name": "f", "input_schema": {"type": "object"}}]}),
+        "count_tokens": (7, {"messages": [message]}),
+        "embeddings": (8, {"input": ["a", "b"], "encoding_format": "base64", "dimensions": 8}),
+        "embeddings_ids": (8, {"input": [[1, 2], [3]]}),
+    }
+    for name, (which, body) in bodies.items():
+        put("request_json", name, bytes([which]) + compact(body).encode())
+    bad = {
+        "depth_65": b"[" * 65 + b"]" * 65,
+        "depth_5000": b'{"a":' * 5000,
+        "key_twice": b'{"prompt":"a","prompt":"b"}',
+        "number_1e400": b'{"prompt":"a","temperature":1e400}',
+        "number_2_to_63": b'{"prompt":"a","max_tokens":9223372036854775808}',
+        "number_2_to_64": b'{"prompt":"a","seed":18446744073709551616}',
+        "number_minus_1": b'{"prompt":"a","max_tokens":-1}',
+        "number_half": b'{"prompt":"a","n":1.5}',
+        "number_nan": b'{"prompt":"a","temperature":NaN}',
+        "lone_surrogate": b'{"prompt":"\\ud800"}',
+        "not_utf8": b'{"prompt":"\xff\xfe"}',
+        "nul": b'{"prompt":"\\u0000"}',
+        "trailing": b'{"prompt":"a"} x',
+        "top_level_list": b"[1]",
+        "null": b"null",
+    }
+    for name, body in bad.items():
+        put("request_json", name, b"\x01" + body)
+
+
+# ---- structured: kind, source
+
+
+def structured():
+    schemas = {
+        "object": {"type": "object", "properties": {"a": {"type": "integer", "minimum": -3}, "b": {"type": "string", "maxLength": 3}}, "required": ["b"], "additionalProperties": False},
+        "open_object": {"type": "object", "properties": {"name": {"type": "string"}}, "patternProperties": {"^x": {"type": "null"}}, "additionalProperties": {"type": "number"}},
+        "tree": {"$ref": "#/$defs/t", "$defs": {"t": {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}}},
+        "cycle": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+        "cycle_all": {"allOf": [{"$ref": "#"}]},
+        "never_ends": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+        "array": {"type": "array", "prefixItems": [{"type": "boolean"}], "items": {"enum": [1, "a", None, {"k": []}]}, "minItems": 1, "maxItems": 4},
+        "one_of": {"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}}, "required": ["k"]}, {"type": "object", "properties": {"k": {"const": "b"}}, "required": ["k"]}]},
+        "all_of": {"allOf": [{"minLength": 2}, {"maxLength": 4, "pattern": "a+"}], "type": "string"},
+        "formats": {"type": "array", "prefixItems": [{"type": "string", "format": f} for f in ("date", "uuid", "ipv6", "email")]},
+        "number": {"type": "number", "exclusiveMinimum": 0.1, "maximum": 1e3, "multipleOf": 0.25},
+        "counts": {"type": "object", "minProperties": 1, "maxProperties": 2, "propertyNames": {"maxLength": 3}},
+        "dependencies": {"type": "object", "dependentRequired": {"a": ["b"]}, "dependentSchemas": {"c": {"minProperties": 2}}},
+        "true": True,
+        "false": False,
+        "not_supported": {"type": "array", "uniqueItems": True},
+        "long_repeat": {"type": "string", "minLength": 1000000, "pattern": "(ab|c)*"},
+        "enum_1000": {"enum": [f"v{i}" for i in range(1000)]},
+    }
+    for name, schema in schemas.items():
+        put("structured", f"schema_{name}", "s" + compact(schema))
+    put("structured", "schema_compact", "S" + compact(schemas["tree"]))
+    put("structured", "schema_key_twice", 's{"type":"null","type":"null"}')
+    put("structured", "schema_deep", "s" + '{"items":' * 900 + "1" + "}" * 900)
+    put("structured", "schema_cut", 's{"type":')
+    patterns = {
+        "email": r"[a-z0-9.]+@[a-z]+\.(com|org)",
+        "classes": r"(?i)[^\x00-\x1f\p{Lu}]{2,5}\d\D\w\W\s\S.",
+        "anchors": r"^(a|^b)$|\Ac\z",
+        "blow_up": "((a|aa)*){1000}",
+        "blow_up_nested": "(.{0,1999}){0,1999}",
+        "blow_up_dfa": "(a|b)*a(a|b){25}",
+        "back_reference": r"(a)\1",
+        "look_around": "(?<=a)b",
+        "deep": "(" * 3000,
+        "empty": "",
+        "broken": "[a-",
+    }
+    for name, pattern in patterns.items():
+        put("structured", f"regex_{name}", "r" + pattern)
+    grammars = {
+        "sum": 'root ::= term ("+" term)*\nterm ::= [0-9]+ | "(" root ")"',
+        "brackets": 'root ::= [^()]* ("(" root ")" [^()]*)*',
+        "ambiguous": 'root ::= a root "b" | b root "c" | ""\na ::= "a"\nb ::= "a" | "aa"',
+        "left_recursive": 'root ::= x root "a" | "b"\nx ::= ""',
+        "endless": 'root ::= "a" root',
+        "undefined": "root ::= foo",
+        "palindromes": 'root ::= [a-z] root [a-z] | "a" root "a" | "b" root "b" | ""',
+        "repeats": 'root ::= ("a" | b{2,5}){1,3} # c\nb ::= [\\x41-\\u00e9]',
+    }
+    for name, grammar in grammars.items():
+        put("structured", f"ebnf_{name}", "e" + grammar)
+    put("structured", "stops", "t<tool_call>" + SEPARATOR + "aba" + SEPARATOR + "abab")
+    put("structured", "bytes_short", "bTPGR")
+    put("structured", "bytes_zero", b"b" + bytes(200))
+    # One rule: a token, then a byte; no terminals.
+    state = struct.pack("<BI", 0, 1) + struct.pack("<BBBII", 4, 0, 0, 300, 1)
+    state += struct.pack("<BI", 0, 1) + struct.pack("<BBBII", 0, 97, 99, 0, 2) + struct.pack("<BI", 1, 0)
+    put("structured", "bytes_token", b"b" + bytes(16) + struct.pack("<III", 0, 1, 0) + struct.pack("<I", 3) + state)
+    # A rule that calls itself first.
+    state = struct.pack("<BI", 0, 2) + struct.pack("<BBBII", 3, 0, 0, 0, 1) + struct.pack("<BBBII", 0, 97, 97, 0, 1)
+    state += struct.pack("<BI", 1, 0)
+    put("structured", "bytes_left_recursive", b"b" + bytes(16) + struct.pack("<III", 0, 1, 0) + struct.pack("<I", 2) + state)
+
+
+# ---- batch: a form with the boundary B, the separator, lines of a batch
+
+
+def batch():
+    def part(name, data, filename=None):
+        more = f'; filename="{filename}"' if filename else ""
+        return f'--B\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{data}\r\n'
+
+    def line(**fields):
+        good = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x" * 200}}
+        return compact({**good, **fields})
+
+    form = part("purpose", "batch") + part("file", line(), "in.jsonl") + "--B--\r\n"
+    chat = {"messages": [{"role": "user", "content": "y" * 90}], "tools": [{"type": "function"}], "max_tokens": 5}
+    lines = [
+        line(),
+        line(url="/v1/chat/completions", body=chat),
+        line(url="/v1/responses", body={"instructions": "z" * 70, "input": ["a", {"role": "user", "content": []}]}),
+        line(url="/v1/embeddings", body={"input": [list(range(50))]}),
+    ]
+    names = {
+        "good": form + SEPARATOR + "\n".join(lines) + "\n",
+        "form_cut": form[:-9],
+        "form_empty_part": part("file", "", "f") + "--B--",
+        "form_many_parts": part("a", "b") * 17 + "--B--",
+        "form_no_name": "--B\r\n\r\nx\r\n--B--",
+        "form_preamble": "before\r\n" + form + "after",
+        "form_quoted": part('a\\"b', "x", 'c\\"d') + "--B--",
+        "form_nearly_delimiters": part("f", "\r\n--\r\n-\r\r\n--A\r\n--") + "--B--",
+        "form_headers_long": "--B\r\nX: " + "x" * 8000 + "\r\n\r\n",
+        "line_no_id": SEPARATOR + line(custom_id=None),
+        "line_long_id": SEPARATOR + line(custom_id="\u00e9" * 513),
+        "line_stream": SEPARATOR + line(body={"stream": True}),
+        "line_url": SEPARATOR + line(url="/v1/files"),
+        "line_deep": SEPARATOR + '{"custom_id":"a","body":' + "[" * 80 + "]" * 80 + "}",
+        "line_twice": SEPARATOR + '{"custom_id":"a","custom_id":"b"}',
+        "line_newline_id": SEPARATOR + line(custom_id="a\nb\u2028"),
+    }
+    for name, content in names.items():
+        put("batch", name, content)
+
+
 def main():
-    for make in (safetensors, config_json, tokenizer_json, tokenizer_text, detokenizer, chat_template):
+    for make in (batch, structured, safetensors, config_json, tokenizer_json, tokenizer_text, detokenizer, chat_template, http, request_json):
         make()
     folder = os.path.join(HERE, "tokenizers")
     os.makedirs(folder, exist_ok=True)
