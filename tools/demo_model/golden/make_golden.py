@@ -12,8 +12,8 @@ demo_logits.json      For two short prompts, what `demo_logits.bin` holds: the
 demo_logits.bin       logits of every position, row by row, float32 little-endian.
 demo_tokenizer.jsonl  50 texts, their ids without and with added special tokens,
                       and the decoded text.
-demo_template.jsonl   10 conversations, the text the chat template renders, and
-                      the ids of that text.
+demo_template.jsonl   13 conversations, three with tools, the text the chat
+                      template renders, and the ids of that text.
 
 The model runs in float32 on the bfloat16 weights.  The greedy prompts are the
 first of a seeded stream of candidates whose smallest gap between the best and
@@ -80,6 +80,32 @@ CONVERSATIONS = [
       ("user", "Thank you!")], True),
     ([("user", "Caf\u00e9 \U0001f600\nsecond line")], True),
     ([("user", ""), ("assistant", ""), ("user", "<|end|> is not the end")], True),
+]
+
+TOOLS = [
+    {"type": "function", "function": {
+        "name": "code_of", "description": "The code of a door.", "parameters": {
+            "type": "object", "properties": {"door": {"type": "string"}},
+            "required": ["door"]}}},
+    {"type": "function", "function": {"name": "caf\u00e9"}},
+]
+CALLS = [
+    {"id": "call_1", "type": "function",
+     "function": {"name": "code_of", "arguments": {"door": "blue"}}},
+    {"id": "call_2", "type": "function", "function": {"name": "caf\u00e9", "arguments": "{}"}},
+]
+TOOL_CONVERSATIONS = [
+    [{"role": "user", "content": "What is the code of the blue door?"}],
+    [{"role": "system", "content": " Answer the question. "},
+     {"role": "user", "content": "What is the code of the blue door?"},
+     {"role": "assistant", "content": None, "tool_calls": CALLS[:1]},
+     {"role": "tool", "tool_call_id": "call_1", "content": "The code of the blue door is 4821."}],
+    [{"role": "user", "content": "What is the code of the blue door?"},
+     {"role": "assistant", "content": "I will look.", "tool_calls": CALLS},
+     {"role": "tool", "tool_call_id": "call_1", "content": "The code of the blue door is 4821.\n"},
+     {"role": "tool", "tool_call_id": "call_2", "content": ""},
+     {"role": "assistant", "content": "The code of the blue door is 4821."},
+     {"role": "user", "content": "Thank you!"}],
 ]
 
 
@@ -189,12 +215,14 @@ def tokenizer_rows(tokenizer):
 
 def template_rows(tokenizer):
     assert len(CONVERSATIONS) == 10
-    for turns, generation in CONVERSATIONS:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        text = tokenizer.apply_chat_template(messages, tokenize=False,
+    rows = [([{"role": role, "content": content} for role, content in turns], None, generation)
+            for turns, generation in CONVERSATIONS]
+    rows += [(messages, TOOLS, True) for messages in TOOL_CONVERSATIONS]
+    for messages, tools, generation in rows:
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
                                              add_generation_prompt=generation)
-        yield {"messages": messages, "add_generation_prompt": generation,
-               "rendered": text,
+        yield {"messages": messages, **({"tools": tools} if tools else {}),
+               "add_generation_prompt": generation, "rendered": text,
                "ids": tokenizer.encode(text, add_special_tokens=False)}
 
 
