@@ -93,8 +93,10 @@ class Serve:
         env = {k: v for k, v in os.environ.items() if not k.startswith("TIDEPOOL_")}
         env.update(
             XDG_RUNTIME_DIR=self.dir,
+            XDG_STATE_HOME=self.dir,
             TIDEPOOL_GATEWAY_HTTP_LISTEN="127.0.0.1:0",
             TIDEPOOL_GATEWAY_GRPC_LISTEN="127.0.0.1:0",
+            TIDEPOOL_GATEWAY_METRICS_LISTEN="127.0.0.1:0",
         )
         env.update(self.env)
         read_end, write_end = os.pipe()
@@ -219,7 +221,9 @@ class Serve:
 
     def metric_addresses(self):
         """{process: host:port of its /metrics}, of every process."""
-        out = {name: child["ready"]["http"] for name, child in self.children().items()}
+        out = {
+            name: child["ready"].get("metrics") or child["ready"]["http"] for name, child in self.children().items()
+        }
         out["serve"] = self.info["metrics"]
         return out
 

@@ -1,54 +1,9 @@
-"""Clients of others against the front door: the openai package and grpcio (both from PyPI)."""
+"""The gRPC front door as grpcio from PyPI sees it. The HTTP clients are in test_sdk_*.py."""
 
-import importlib.util
 import unittest
 
-from support import ROOT, ServeCase, completion, chat
-
-
-def needs(package):
-    return unittest.skipUnless(importlib.util.find_spec(package), f"the PyPI package {package} is not installed")
-
-
-@needs("openai")
-class OpenAiClientTest(ServeCase):
-    def client(self):
-        import openai
-
-        return openai.OpenAI(base_url=f"http://{self.serve.http}/v1", api_key="none", timeout=60, max_retries=0)
-
-    def test_chat(self):
-        body = chat(self.model, 1)
-        reply = self.client().chat.completions.create(**body)
-        self.assertTrue(reply.choices[0].message.content)
-        self.assertEqual(reply.usage.total_tokens, reply.usage.prompt_tokens + reply.usage.completion_tokens)
-
-    def test_streamed_chat_equals_the_whole(self):
-        body = chat(self.model, 2)
-        whole = self.client().chat.completions.create(**body).choices[0].message.content
-        chunks = list(self.client().chat.completions.create(**body, stream=True, stream_options={"include_usage": True}))
-        text = "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
-        self.assertEqual(text, whole)
-        self.assertGreater(chunks[-1].usage.completion_tokens, 0)
-
-    def test_completion(self):
-        body = completion(self.model, 3)
-        body["extra_body"] = {"ignore_eos": body.pop("ignore_eos")}
-        reply = self.client().completions.create(**body)
-        self.assertEqual(reply.choices[0].finish_reason, "length")
-        self.assertEqual(reply.usage.completion_tokens, 64)
-
-    def test_models(self):
-        self.assertEqual([model.id for model in self.client().models.list()], [self.model])
-
-    def test_errors_are_the_clients_own_classes(self):
-        import openai
-
-        with self.assertRaises(openai.BadRequestError) as caught:
-            self.client().chat.completions.create(**chat(self.model, 4, temperature=99))
-        self.assertEqual(caught.exception.param, "temperature")
-        with self.assertRaises(openai.NotFoundError):
-            self.client().chat.completions.create(**chat("no-such-model", 4))
+from sdk_support import needs
+from support import ROOT, ServeCase, completion
 
 
 class GrpcStubs:

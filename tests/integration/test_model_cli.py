@@ -51,7 +51,7 @@ class InspectTest(unittest.TestCase):
         self.assertEqual(report["tokenizer"]["model"], "BPE")
         self.assertTrue(report["chat_template"]["features"]["system"])
         self.assertTrue(report["chat_template"]["features"]["generation_prompt"])
-        self.assertFalse(report["chat_template"]["features"]["tools"])
+        self.assertTrue(report["chat_template"]["features"]["tools"])
 
     def test_the_table_shows_the_same(self):
         done = model("inspect", DEMO)

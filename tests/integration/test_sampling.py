@@ -3,8 +3,9 @@
 import concurrent.futures
 import unittest
 
+from sdk_support import needs
 from support import EXACT, ServeCase, completion, passage, text_of
-from test_clients import GrpcStubs, needs
+from test_clients import GrpcStubs
 
 SEED = 20240
 
@@ -239,7 +240,7 @@ class ParametersTest(SamplingCase):
             "prompt_logprobs": [-1, 21],
             "echo": ["yes"],
             "tools": [[{"type": "function"}]],
-            "response_format": [{"type": "json_object"}],
+            "response_format": ["text", {"kind": "json_object"}],
         }
         for field, values in bad.items():
             for value in values:
