@@ -41,6 +41,7 @@ struct EmbeddingRequest {
   bool normalize = true;
   std::optional<uint32_t> dimensions;
   RequestClass request_class = RequestClass::kOnline;
+  bool metered = true;  // as InferenceRequest::metered
   int32_t priority = 0;
   std::string cache_salt;
   TraceContext trace;

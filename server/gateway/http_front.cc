@@ -222,7 +222,9 @@ void HttpFront::Embeddings(HttpCall call) {
   if (auto error = deps_.runner->CheckModel(request.model)) return Refuse(call, *error);
   const auto model = deps_.runner->Model();
   if (!model) return Refuse(call, MakeRetryable(errors::kNotReady, "the model went away", 1));
+  // Only lines of a batch come in with another class.
   request.request_class = call.request_class;
+  request.metered = call.request_class == RequestClass::kOnline;
   request.record = AccessRecord::Of(call.http);
   if (request.record) request.trace = request.record->trace();
   auto done = [this, call, name = model->name(), base64 = request.base64](EmbeddingsOutcome outcome) {
@@ -294,7 +296,9 @@ void HttpFront::Run(HttpCall call, InferenceRequest request, std::unique_ptr<Ans
   const bool stream = request.stream;
   request.record = AccessRecord::Of(call.http);
   if (request.record) request.trace = request.record->trace();
+  // Only lines of a batch come in with another class.
   request.request_class = call.request_class;
+  request.metered = call.request_class == RequestClass::kOnline;
   auto answer =
       std::make_shared<HttpAnswer>(request, std::move(plan), std::move(encoder), call.id, call.writer);
   if (stream) {

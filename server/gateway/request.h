@@ -140,6 +140,7 @@ struct InferenceRequest {
   bool normalize = true;             // the pooled vector to length 1
 
   RequestClass request_class = RequestClass::kOnline;
+  bool metered = true;   // against its tenant's limits; a batch's lines are not: their batch has its own
   int32_t priority = 0;  // lower is served first, as in vLLM; inside the class
   TraceContext trace;    // the client's; the default one where it sent none
   std::string cache_salt;

@@ -240,7 +240,7 @@ void RequestRunner::Request::Begin() {
                           field));
   }
   // Batch lines have a limit of their own and take nothing of what their tenant may use online.
-  if (deps_.limits != nullptr && !batch_class()) {
+  if (deps_.limits != nullptr && request_.metered) {
     auto admitted = deps_.limits->Admit(tenant_);
     if (auto* error = std::get_if<ApiError>(&admitted)) return Fail(std::move(*error));
     ticket_.emplace(std::get<TenantLimits::Ticket>(std::move(admitted)));
@@ -321,7 +321,7 @@ void RequestRunner::Request::Prepare() {
 void RequestRunner::Request::BeginAfter(std::vector<int32_t> ids, std::string text) {
   admission_.prompt_ids = std::move(ids);
   admission_.prompt_text = std::move(text);
-  if (deps_.limits != nullptr && !batch_class()) ticket_.emplace(deps_.limits->Join(tenant_));
+  if (deps_.limits != nullptr && request_.metered) ticket_.emplace(deps_.limits->Join(tenant_));
   if (const auto model = runner_.Model()) {
     Go(*model);
   } else {
@@ -935,7 +935,7 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
     if (next_index_ == 0) probe.Rejected(outcome.error->code);
   }
   if (request_.record) Record(outcome, end, now);
-  if (deps_.limits != nullptr && !batch_class()) deps_.limits->Spend(tenant_, delivered_);
+  if (deps_.limits != nullptr && request_.metered) deps_.limits->Spend(tenant_, delivered_);
   ticket_.reset();
   waiting_ = false;
   {
@@ -1112,6 +1112,7 @@ std::weak_ptr<RequestRunner::Running> RequestRunner::StartEmbeddings(EmbeddingRe
   one.priority = request.priority;
   one.cache_salt = request.cache_salt;
   one.request_class = request.request_class;
+  one.metered = request.metered;
   one.trace = request.trace;
   one.record = request.record;
   EmbeddingGroup::Options options;

@@ -1016,6 +1016,24 @@ TEST_F(GrpcFrontTest, StreamsTheSameAnswer) {
   EXPECT_EQ(last.usage().completion_tokens(), 12u);
 }
 
+TEST_F(GrpcFrontTest, AClassOfItsOwnIsNoWayAroundTheTenantsLimits) {
+  config_.gateway.tenant_limits.requests_per_minute = 1;
+  a_.SetScript(FakeWorker::Says("hi", "stop"));
+  Connect();
+  for (const auto expected : {grpc::StatusCode::OK, grpc::StatusCode::RESOURCE_EXHAUSTED}) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    v1::GenerateRequest request;
+    request.set_text("hello");
+    request.set_request_class("batch");
+    auto reader = stub_->Generate(&context, request);
+    v1::GenerateResponse event;
+    while (reader->Read(&event)) {
+    }
+    EXPECT_EQ(reader->Finish().error_code(), expected);
+  }
+}
+
 TEST_F(GrpcFrontTest, AUserCannotSpellAControlToken) {
   a_.SetScript(FakeWorker::Says("ok"));
   Connect();
