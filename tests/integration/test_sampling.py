@@ -79,8 +79,9 @@ class SameSeedSameTextTest(SamplingCase):
     def test_another_seed_is_another_text(self):
         texts = {self.text(seed=SEED + i) for i in range(4)}
         self.assertEqual(len(texts), 4)
-        unseeded = {self.text(seed=None) for _ in range(3)}
-        self.assertEqual(len(unseeded), 3)
+        # Two may be equal by chance, all of them not.
+        unseeded = {self.text(seed=None) for _ in range(8)}
+        self.assertGreater(len(unseeded), 2)
 
 
 class ParametersTest(SamplingCase):

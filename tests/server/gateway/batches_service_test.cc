@@ -161,7 +161,7 @@ TEST(BatchesService, GoesOnAfterARestartWithoutRepeating) {
 
 TEST(BatchesService, ExpiresWithALineForEveryRequest) {
   Fixture f;
-  f.window = absl::Seconds(1);
+  f.window = absl::Seconds(5);
   f.Start();
   *f.left = 10;
   const std::string id = f.Create(f.Upload(40));
