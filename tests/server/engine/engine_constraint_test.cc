@@ -57,6 +57,12 @@ class ScriptedConstraint final : public TokenConstraint {
 // A door that masks wait at.
 class Gate {
  public:
+  // Whoever waits at it has left, so that it may stand in a test's frame.
+  ~Gate() {
+    Open();
+    std::unique_lock lock(mu_);
+    cv_.wait(lock, [&] { return inside_ == 0; });
+  }
   void Open() {
     {
       std::lock_guard lock(mu_);
@@ -67,8 +73,11 @@ class Gate {
   void Pass() {
     std::unique_lock lock(mu_);
     ++waiting_;
+    ++inside_;
     cv_.notify_all();
     cv_.wait_for(lock, std::chrono::seconds(60), [&] { return open_; });
+    --inside_;
+    cv_.notify_all();
   }
   bool WaitReached() {
     std::unique_lock lock(mu_);
@@ -79,7 +88,7 @@ class Gate {
   std::mutex mu_;
   std::condition_variable cv_;
   bool open_ = false;
-  int waiting_ = 0;
+  int waiting_ = 0, inside_ = 0;
 };
 
 class ConstraintTest : public EngineTest {
