@@ -291,21 +291,7 @@ size_t ToolCallParser::Object(std::string_view text, size_t at, std::vector<Mess
       }
       break;
     case Part::kNested:
-      if (in_string_) {
-        if (escaped_) {
-          escaped_ = false;
-        } else if (c == '\\') {
-          escaped_ = true;
-        } else if (c == '"') {
-          in_string_ = false;
-        }
-      } else if (c == '"') {
-        in_string_ = true;
-      } else if (c == '{' || c == '[') {
-        ++depth_;
-      } else if ((c == '}' || c == ']') && --depth_ == 0) {
-        part_ = Part::kComma;
-      }
+      if (Closes(c)) part_ = Part::kComma;
       break;
     case Part::kComma:
       if (c == ',') {
@@ -404,27 +390,29 @@ void ToolCallParser::BeginArguments(std::vector<MessageDelta>& out) {
   if (!name_.empty()) BeginCall(out);
 }
 
+bool ToolCallParser::Closes(char c) {
+  if (in_string_) {
+    if (escaped_) {
+      escaped_ = false;
+    } else if (c == '\\') {
+      escaped_ = true;
+    } else if (c == '"') {
+      in_string_ = false;
+    }
+  } else if (c == '"') {
+    in_string_ = true;
+  } else if (c == '{' || c == '[') {
+    ++depth_;
+  } else if (c == '}' || c == ']') {
+    return --depth_ == 0;
+  }
+  return false;
+}
+
 size_t ToolCallParser::Arguments(std::string_view text, size_t at, std::vector<MessageDelta>& out) {
   size_t end = at;
   bool closed = false;
-  while (end < text.size() && !closed) {
-    const char c = text[end++];
-    if (in_string_) {
-      if (escaped_) {
-        escaped_ = false;
-      } else if (c == '\\') {
-        escaped_ = true;
-      } else if (c == '"') {
-        in_string_ = false;
-      }
-    } else if (c == '"') {
-      in_string_ = true;
-    } else if (c == '{' || c == '[') {
-      ++depth_;
-    } else if (c == '}' || c == ']') {
-      closed = --depth_ == 0;
-    }
-  }
+  while (end < text.size() && !closed) closed = Closes(text[end++]);
   GiveArguments(text.substr(at, end - at), out);
   if (!closed) return end;
   part_ = Part::kComma;

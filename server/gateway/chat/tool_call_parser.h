@@ -67,6 +67,8 @@ class ToolCallParser {
   size_t Object(std::string_view text, size_t at, std::vector<MessageDelta>& out);
   size_t Arguments(std::string_view text, size_t at, std::vector<MessageDelta>& out);
 
+  // The next byte of a nested value: true at the bracket that closes it.
+  bool Closes(char c);
   void BeginObject(bool bare);
   void BeginArguments(std::vector<MessageDelta>& out);
   // False: not what stands here in a call.
