@@ -4,6 +4,9 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
+// Compiled here for this build's instruction set: the shared library is built for the oldest one. Same
+// values.
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include "base/status.h"
