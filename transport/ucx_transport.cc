@@ -1,8 +1,5 @@
 #include "transport/ucx_transport.h"
 
-#include <arpa/inet.h>
-#include <ifaddrs.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <ucp/api/ucp.h>
@@ -16,110 +13,28 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_join.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "transport/probe.h"
+#include "transport/socket_address.h"
+#include "transport/ucx_inventory.h"
+#include "transport/ucx_shm.h"
+#include "transport/ucx_status.h"
 
 namespace tidepool {
 namespace {
 
 constexpr std::string_view kScheme = "ucx:";
+// What follows it is the shared-memory lanes' part of an address.
+constexpr std::string_view kShmPart = ";shm=";
 constexpr unsigned kControlId = 1;
 constexpr unsigned kBulkId = 2;
 constexpr size_t kMaxHeaderBytes = 512;
 
-absl::Status FromUcs(ucs_status_t s, const char* what) {
-  if (s == UCS_OK) return absl::OkStatus();
-  const std::string text = std::string(what) + ": " + ucs_status_string(s);
-  switch (s) {
-    case UCS_ERR_CANCELED:
-      return absl::CancelledError(text);
-    case UCS_ERR_NO_MEMORY:
-    case UCS_ERR_NO_RESOURCE:
-      return absl::ResourceExhaustedError(text);
-    case UCS_ERR_INVALID_PARAM:
-    case UCS_ERR_INVALID_ADDR:
-      return absl::InvalidArgumentError(text);
-    case UCS_ERR_MESSAGE_TRUNCATED:
-      return absl::DataLossError(text);
-    default:
-      return absl::UnavailableError(text);
-  }
-}
-
-struct SocketAddress {
-  sockaddr_storage storage{};
-  socklen_t size = 0;
-  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
-};
-
-// A numeric address only: nothing here asks a name server.
-absl::StatusOr<SocketAddress> MakeAddress(const std::string& host, uint16_t port) {
-  SocketAddress out;
-  auto* v4 = reinterpret_cast<sockaddr_in*>(&out.storage);
-  auto* v6 = reinterpret_cast<sockaddr_in6*>(&out.storage);
-  if (inet_pton(AF_INET, host.c_str(), &v4->sin_addr) == 1) {
-    v4->sin_family = AF_INET;
-    v4->sin_port = htons(port);
-    out.size = sizeof *v4;
-  } else if (inet_pton(AF_INET6, host.c_str(), &v6->sin6_addr) == 1) {
-    v6->sin6_family = AF_INET6;
-    v6->sin6_port = htons(port);
-    out.size = sizeof *v6;
-  } else {
-    return absl::InvalidArgumentError("'" + host + "' is not a numeric IP address");
-  }
-  return out;
-}
-
-// "ucx:HOST:PORT"; the host of IPv6 holds colons, the port is after the last.
-absl::StatusOr<SocketAddress> ParseAddress(std::string_view address) {
-  const size_t colon = address.rfind(':');
-  if (!address.starts_with(kScheme) || address.size() > 64 || colon < kScheme.size()) {
-    return absl::InvalidArgumentError("transport address is not of the form ucx:HOST:PORT");
-  }
-  const std::string_view digits = address.substr(colon + 1);
-  unsigned port = 0;
-  for (char c : digits) {
-    if (c < '0' || c > '9' || port > 65535) port = 65536;
-    port = port * 10 + static_cast<unsigned>(c - '0');
-  }
-  if (digits.empty() || digits.size() > 5 || port == 0 || port > 65535) {
-    return absl::InvalidArgumentError("transport address has no valid port");
-  }
-  return MakeAddress(std::string(address.substr(kScheme.size(), colon - kScheme.size())),
-                     static_cast<uint16_t>(port));
-}
-
-std::string HostOf(const sockaddr* a) {
-  char text[INET6_ADDRSTRLEN] = {};
-  if (a->sa_family == AF_INET) {
-    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(a)->sin_addr, text, sizeof text);
-  } else {
-    inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(a)->sin6_addr, text, sizeof text);
-  }
-  return text;
-}
-
-absl::StatusOr<std::string> FirstAddress(const std::string& net_devices) {
-  const std::string device = net_devices.substr(0, net_devices.find_first_of(",:"));
-  ifaddrs* all = nullptr;
-  if (getifaddrs(&all) != 0) return absl::UnavailableError("interfaces cannot be listed");
-  std::string v4, v6;
-  for (const ifaddrs* i = all; i != nullptr; i = i->ifa_next) {
-    if (i->ifa_addr == nullptr || device != i->ifa_name) continue;
-    if (i->ifa_addr->sa_family == AF_INET && v4.empty()) v4 = HostOf(i->ifa_addr);
-    if (i->ifa_addr->sa_family == AF_INET6 && v6.empty()) v6 = HostOf(i->ifa_addr);
-  }
-  freeifaddrs(all);
-  if (v4.empty() && v6.empty()) {
-    return absl::InvalidArgumentError("net_devices: interface '" + device +
-                                      "' has no IP address here; name one that has, or set listen_host");
-  }
-  return v4.empty() ? v6 : v4;
-}
-
 class UcxTransport final : public Transport {
  public:
+  explicit UcxTransport(MetricRegistry* metrics) : probe_(metrics, "ucx") {}
   ~UcxTransport() override;
   absl::Status Init(const UcxOptions& options);
 
@@ -165,6 +80,7 @@ class UcxTransport final : public Transport {
   Op* NewOp(EndpointId endpoint);
   void Completed(Op* op, absl::Status status);
   void QuiesceIfIdle(EndpointId id);
+  absl::Status StartNetwork(const UcxOptions& options, const std::string& tls);
   absl::StatusOr<EndpointId> CreateEndpoint(ucp_ep_params_t& params);
   void Accept(ucp_conn_request_h request);
   EndpointId IdOf(const ucp_am_recv_param_t* param) const;
@@ -172,8 +88,9 @@ class UcxTransport final : public Transport {
   absl::Status Post(Endpoint& endpoint, Op* op, unsigned am_id, std::string_view header,
                     std::span<const std::byte> data, uint32_t flags);
 
+  TransportProbe probe_;
   ucp_context_h context_ = nullptr;
-  ucp_worker_h worker_ = nullptr;
+  ucp_worker_h worker_ = nullptr;  // of the network; null where only shared memory is configured
   ucp_listener_h listener_ = nullptr;
   int ucx_fd_ = -1;
   int wake_fd_ = -1;
@@ -186,20 +103,58 @@ class UcxTransport final : public Transport {
   absl::flat_hash_set<Op*> ops_;
   // What UCX told from inside its progress, handed to the handler after it: handlers may then call back.
   std::deque<std::function<void()>> events_;
+  std::unique_ptr<UcxShmLanes> shm_;  // null: not configured
+  std::vector<pollfd> waited_;
 };
 
 absl::Status UcxTransport::Init(const UcxOptions& options) {
+  RouteUcxLog();
   max_connections_ = options.max_connections;
+  TP_RETURN_IF_ERROR(CheckUcxTransports(options.tls));
+  const UcxInventory& ucx = LoadedUcx();
+  const std::string memory = absl::StrJoin(ucx.memory_types, ",");
+  spdlog::debug("ucx {} offers {}; sends from and into {} memory", ucx.version, ucx.TransportNames(), memory);
+  if (options.metrics != nullptr) {
+    options.metrics
+        ->AddGauge("tidepool_transport_ucx_info",
+                   "The loaded UCX and the memory it sends from and into; always 1.",
+                   {{"version", ucx.version}, {"memory", memory}})
+        .Set(1);
+  }
+  wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (wake_fd_ < 0) return absl::ResourceExhaustedError("no file descriptor left for an eventfd");
+  const UcxTlsSplit split = SplitUcxTls(options.tls);
+  if (split.network.empty() && split.shm.empty()) {
+    return absl::InvalidArgumentError("transport.ucx_tls '" + options.tls +
+                                      "' reaches nobody; name tcp, rc, ud or shm");
+  }
+  address_ = kScheme;
+  if (!split.network.empty()) TP_RETURN_IF_ERROR(StartNetwork(options, split.network));
+  if (!split.shm.empty()) {
+    UcxShmLanes::Options shm;
+    shm.device = split.shm;
+    shm.cma = split.cma;
+    shm.max_lanes = std::min(options.max_connections, options.max_shm_lanes);
+    shm.handler = &handler_;
+    shm.events = &events_;
+    shm.probe = &probe_;
+    TP_ASSIGN_OR_RETURN(shm_, UcxShmLanes::Create(shm));
+    address_ += std::string(kShmPart) + shm_->Address();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status UcxTransport::StartNetwork(const UcxOptions& options, const std::string& tls) {
   std::string host = options.listen_host;
   if (host.empty()) {
-    TP_ASSIGN_OR_RETURN(host, FirstAddress(options.net_devices));
+    TP_ASSIGN_OR_RETURN(host, FirstAddressOf(options.net_devices));
   }
-  TP_ASSIGN_OR_RETURN(const SocketAddress bind, MakeAddress(host, options.listen_port));
+  TP_ASSIGN_OR_RETURN(const SocketAddress bind, MakeSocketAddress(host, options.listen_port));
 
   ucp_config_t* config = nullptr;
   TP_RETURN_IF_ERROR(FromUcs(ucp_config_read(nullptr, nullptr, &config), "reading UCX's environment"));
   ucs_status_t s = ucp_config_modify(config, "NET_DEVICES", options.net_devices.c_str());
-  if (s == UCS_OK) s = ucp_config_modify(config, "TLS", options.tls.c_str());
+  if (s == UCS_OK) s = ucp_config_modify(config, "TLS", tls.c_str());
   // Rendezvous by active messages: put over TCP would be one-sided writes, and was measured slower.
   if (s == UCS_OK) s = ucp_config_modify(config, "PUT_ENABLE", "n");
   if (s == UCS_OK) {
@@ -216,9 +171,6 @@ absl::Status UcxTransport::Init(const UcxOptions& options) {
   worker.thread_mode = UCS_THREAD_MODE_SINGLE;
   TP_RETURN_IF_ERROR(FromUcs(ucp_worker_create(context_, &worker, &worker_), "creating a UCX worker"));
   TP_RETURN_IF_ERROR(FromUcs(ucp_worker_get_efd(worker_, &ucx_fd_), "getting UCX's event descriptor"));
-  wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (wake_fd_ < 0) return absl::ResourceExhaustedError("no file descriptor left for an eventfd");
-
   for (auto [id, callback] : {std::pair{kControlId, &OnControl}, std::pair{kBulkId, &OnBulkData}}) {
     ucp_am_handler_param_t am{};
     am.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
@@ -241,13 +193,14 @@ absl::Status UcxTransport::Init(const UcxOptions& options) {
   attr.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
   TP_RETURN_IF_ERROR(FromUcs(ucp_listener_query(listener_, &attr), "querying the UCX listener"));
   const auto* bound = reinterpret_cast<const sockaddr*>(&attr.sockaddr);
-  // Both families keep the port at the same place.
-  const uint16_t port = ntohs(reinterpret_cast<const sockaddr_in*>(bound)->sin_port);
+  const uint16_t port = PortOf(bound);
   address_ = std::string(kScheme) + HostOf(bound) + ":" + std::to_string(port);
   return absl::OkStatus();
 }
 
 UcxTransport::~UcxTransport() {
+  shm_.reset();
+  probe_.connections.Add(-static_cast<double>(endpoints_.size()));
   if (worker_ != nullptr) {
     handler_ = nullptr;
     std::vector<EndpointId> open;
@@ -294,7 +247,7 @@ void UcxTransport::QuiesceIfIdle(EndpointId id) {
   if (it == endpoints_.end() || !it->second.closed || it->second.in_flight > 0 || !it->second.quiesced)
     return;
   events_.push_back([this, id, quiesced = std::exchange(it->second.quiesced, nullptr)] {
-    endpoints_.erase(id);
+    if (endpoints_.erase(id) > 0) probe_.connections.Add(-1);
     quiesced();
   });
 }
@@ -308,12 +261,33 @@ absl::StatusOr<EndpointId> UcxTransport::CreateEndpoint(ucp_ep_params_t& params)
   TP_RETURN_IF_ERROR(FromUcs(ucp_ep_create(worker_, &params, &ep), "creating a UCX endpoint"));
   const EndpointId id = next_id_++;
   endpoints_[id].ep = ep;
+  probe_.connections.Add(1);
   ids_[ep] = id;
   return id;
 }
 
 absl::StatusOr<EndpointId> UcxTransport::Connect(std::string_view address) {
-  TP_ASSIGN_OR_RETURN(const SocketAddress peer, ParseAddress(address));
+  const size_t shm_at = address.find(kShmPart);
+  const std::string_view network = address.substr(0, shm_at);
+  if (shm_at != std::string_view::npos) {
+    const std::string_view shm = address.substr(shm_at + kShmPart.size());
+    TP_RETURN_IF_ERROR(UcxShmLanes::CheckAddress(shm));
+    absl::Status why = absl::UnavailableError("the peer is on another host");
+    const bool network_too = network != kScheme && worker_ != nullptr;
+    if (shm_ && shm_->Reaches(shm) && network_too && shm_->TurnedAway(shm)) {
+      why = absl::UnavailableError("the peer takes no more shared-memory lanes");
+    } else if (shm_ && shm_->Reaches(shm)) {
+      auto lane = shm_->Connect(shm);
+      if (lane.ok()) return lane;
+      why = lane.status();
+    }
+    if (network == kScheme) return why;
+  }
+  TP_ASSIGN_OR_RETURN(const SocketAddress peer, ParseTransportAddress(kScheme, network));
+  if (worker_ == nullptr) {
+    return absl::UnavailableError(
+        "the peer is on another host, and transport.ucx_tls names no network transport");
+  }
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
   params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
@@ -330,6 +304,7 @@ void UcxTransport::OnConnectionRequest(ucp_conn_request_h request, void* arg) {
 void UcxTransport::Accept(ucp_conn_request_h request) {
   if (endpoints_.size() >= max_connections_) {
     spdlog::warn("ucx connection rejected: there are {}, the limit", endpoints_.size());
+    probe_.Refused(RefusedReason::kLimit).Add();
     ucp_listener_reject(listener_, request);
     return;
   }
@@ -386,7 +361,9 @@ absl::Status UcxTransport::Send(EndpointId to, std::string_view message) {
     return absl::InvalidArgumentError("message of " + std::to_string(message.size()) +
                                       " bytes exceeds the limit of " + std::to_string(kMaxMessageBytes));
   }
+  if ((to & UcxShmLanes::kLaneBit) != 0 && shm_) return shm_->Send(to, message);
   TP_ASSIGN_OR_RETURN(Endpoint * endpoint, Usable(to));
+  probe_.sent_control.Add(message.size());
   Op* op = NewOp(to);
   op->bytes = std::string(message);
   return Post(*endpoint, op, kControlId, {}, std::as_bytes(std::span(op->bytes)), UCP_AM_SEND_FLAG_EAGER);
@@ -396,7 +373,11 @@ absl::Status UcxTransport::SendBulk(EndpointId to, std::string_view header,
                                     std::span<const std::byte> payload,
                                     std::function<void(absl::Status)> done) {
   if (header.size() > kMaxHeaderBytes) return absl::InvalidArgumentError("bulk header exceeds 512 bytes");
+  if ((to & UcxShmLanes::kLaneBit) != 0 && shm_) {
+    return shm_->SendBulk(to, header, payload, std::move(done));
+  }
   TP_ASSIGN_OR_RETURN(Endpoint * endpoint, Usable(to));
+  probe_.sent_bulk.Add(payload.size());
   Op* op = NewOp(to);
   op->bytes = std::string(header);
   op->done = std::move(done);
@@ -428,6 +409,7 @@ ucs_status_t UcxTransport::OnControl(void* arg, const void*, size_t, void* data,
   const bool rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
   // Ours are always eager and within the limit.
   if (from == 0 || rendezvous || length > kMaxMessageBytes) return UCS_OK;
+  self->probe_.received_control.Add(length);
   self->events_.push_back([self, from, message = std::string(static_cast<const char*>(data), length)] {
     auto endpoint = self->endpoints_.find(from);
     if (endpoint == self->endpoints_.end() || endpoint->second.closing) return;
@@ -444,6 +426,7 @@ ucs_status_t UcxTransport::OnBulkData(void* arg, const void* header, size_t head
   if (from == 0 || self->handler_ == nullptr) return UCS_OK;
   BulkSink sink = self->handler_->OnBulk(from, {static_cast<const char*>(header), header_length}, length);
   TP_CHECK(sink.dst.empty() || sink.dst.size() == length);
+  if (!sink.dst.empty()) self->probe_.received_bulk.Add(length);
   if (sink.dst.empty() && length > 0) {
     if (sink.done) {
       self->events_.push_back([done = std::move(sink.done)] { done(absl::CancelledError("dropped")); });
@@ -472,6 +455,7 @@ ucs_status_t UcxTransport::OnBulkData(void* arg, const void* header, size_t head
 }
 
 void UcxTransport::Close(EndpointId id, std::function<void()> quiesced) {
+  if ((id & UcxShmLanes::kLaneBit) != 0 && shm_) return shm_->Close(id, std::move(quiesced));
   auto it = endpoints_.find(id);
   if (it == endpoints_.end() || it->second.closing) {
     events_.push_back(std::move(quiesced));
@@ -513,8 +497,10 @@ int UcxTransport::Progress() {
   int handled = 0;
   // Bounded, so that a flood of traffic does not keep the driver from its timers.
   for (int i = 0; i < 64; ++i) {
-    const unsigned moved = ucp_worker_progress(worker_);
-    handled += static_cast<int>(moved);
+    int moved = worker_ != nullptr ? static_cast<int>(ucp_worker_progress(worker_)) : 0;
+    // A round of a busy lane moves megabytes.
+    if (shm_ && i < 8) moved += shm_->Progress();
+    handled += moved;
     // What the handlers cause in turn waits for the next round.
     for (size_t n = events_.size(); n > 0; --n) {
       auto event = std::move(events_.front());
@@ -529,11 +515,16 @@ int UcxTransport::Progress() {
 
 void UcxTransport::Wait(int timeout_ms) {
   if (!events_.empty()) return;
-  // Busy: something came since the last progress.
-  if (ucp_worker_arm(worker_) != UCS_OK) return;
-  pollfd fds[2] = {{ucx_fd_, POLLIN, 0}, {wake_fd_, POLLIN, 0}};
-  poll(fds, 2, timeout_ms);
-  if ((fds[1].revents & POLLIN) != 0) {
+  waited_.clear();
+  waited_.push_back({wake_fd_, POLLIN, 0});
+  if (shm_ && !shm_->Arm(waited_, timeout_ms)) return;
+  if (worker_ != nullptr) {
+    // Busy: something came since the last progress.
+    if (ucp_worker_arm(worker_) != UCS_OK) return;
+    waited_.push_back({ucx_fd_, POLLIN, 0});
+  }
+  poll(waited_.data(), waited_.size(), timeout_ms);
+  if ((waited_[0].revents & POLLIN) != 0) {
     uint64_t count;
     [[maybe_unused]] const ssize_t n = read(wake_fd_, &count, sizeof count);
   }
@@ -547,7 +538,7 @@ void UcxTransport::Wake() {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& options) {
-  auto transport = std::make_unique<UcxTransport>();
+  auto transport = std::make_unique<UcxTransport>(options.metrics);
   TP_RETURN_IF_ERROR(transport->Init(options));
   return std::unique_ptr<Transport>(std::move(transport));
 }

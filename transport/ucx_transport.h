@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/probe.h"
 #include "transport/transport.h"
 
 namespace tidepool {
@@ -12,21 +13,25 @@ namespace tidepool {
 struct UcxOptions {
   // UCX_NET_DEVICES, comma-separated. UCX trusts whoever reaches it: private interfaces only.
   std::string net_devices = "lo";
-  // UCX_TLS. Shared memory may be named but UCX 1.13 does not use it here: its endpoints over shared
-  // memory know no peer failure and so no force-close, without which memory could not be freed safely.
+  // UCX_TLS. shm (or posix, sysv, cma by name) reaches processes of this host over lanes of ucx_shm.h, the
+  // rest (tcp, rc, ud, ...) everybody else; without shm or without the rest, only the other half is there.
   std::string tls = "tcp,self";
   // Where peers connect; empty: the first address of the first of net_devices. No wildcard.
   std::string listen_host;
-  uint16_t listen_port = 0;       // 0: any free one
-  size_t max_connections = 1024;  // accepted ones; beyond: rejected
+  uint16_t listen_port = 0;           // 0: any free one
+  size_t max_connections = 1024;      // accepted ones; beyond: rejected
+  size_t max_shm_lanes = 64;          // of those, over shared memory: 2.5 MB each
+  MetricRegistry* metrics = nullptr;  // outlives the transport; null: not counted
 };
 
-// UCX over active messages (UCP, one worker, no RMA feature): control messages eager and copied, bulk by
-// rendezvous into the memory that the handler names. Address() is "ucx:HOST:PORT" of a UCX listener: each
-// connection is a pair of endpoints of its own, so closing one never touches another, and an address that
-// was tampered with cannot crash us (a packed UCX worker address can).
+// UCX over active messages (UCP, no RMA feature): control messages eager and copied, bulk by rendezvous (over
+// shared memory: in chunks) into the memory that the handler names.
+// Address() is "ucx:HOST:PORT" of a UCX listener: each connection is a pair of endpoints of its own, so
+// closing one never touches another, and an address that was tampered with cannot crash us (a packed UCX
+// worker address can). With shared memory ";shm=..." follows (ucx_shm.h); peers of the same host take that.
 // Destroying it force-closes everything and runs no callbacks.
-// Errors: InvalidArgument (no such device, bad address), Unavailable (UCX could not start).
+// Errors: InvalidArgument (no such device, a transport that UCX does not offer here, by name; bad address),
+// Unavailable (UCX could not start).
 absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& options);
 
 }  // namespace tidepool
