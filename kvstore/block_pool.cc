@@ -1,201 +1,142 @@
 #include "kvstore/block_pool.h"
 
-#include <deque>
-#include <limits>
+#include <algorithm>
+#include <cstring>
 #include <mutex>
+#include <numeric>
 #include <string>
-#include <tuple>
 #include <utility>
 
-#include "absl/container/btree_set.h"
-#include "absl/container/flat_hash_map.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "kvstore/arena.h"
+#include "kvstore/policy/tuner.h"
+#include "kvstore/pool_core.h"
 #include "kvstore/probe.h"
 
 namespace tidepool {
 
 namespace {
-
-constexpr uint32_t kNoSlot = std::numeric_limits<uint32_t>::max();
-
-struct Slot {
-  uint64_t generation = 1;
-  uint64_t stamp = 0;  // of the last use
-  uint32_t leases = 0;
-  uint32_t children = 0;  // published blocks here whose parent this is
-  // The parent's slot, valid while that slot still has this generation.
-  SlotRef parent{kNoSlot, 0};
-  bool published = false;
-  bool quarantined = false;
-  BlockKey key;
-};
-
-// Eviction order: chain tails first, then by last use.
-using Rank = std::tuple<bool, uint64_t, uint32_t>;  // has children, stamp, slot
-
+// Slots that a listing or a removal by filter looks at before it lets others in.
+constexpr uint32_t kStep = 4096;
+constexpr uint32_t kMaxSlots = 1u << 31;
+// What a tuned pool begins with.
+const char* const kFirstPolicy = "turn-aware";
 }  // namespace
 
 struct BlockPool::State {
-  State(const Options& o, SlotArena a)
-      : options(o), arena(std::move(a)), slots(o.slots), probe(*o.metrics, "host") {
-    free.reserve(o.slots);
-    for (uint32_t i = o.slots; i-- > 0;) free.push_back(i);
-  }
+  State(const Options& o, SlotArena a, PoolCore::Options c)
+      : options(o),
+        arena(std::move(a)),
+        log(o.events ? o.events : std::make_shared<EventLog>(o.max_events, &EventsLost(*o.metrics))),
+        core(std::move(c)),
+        probe(*o.metrics, TierName(Tier::kHost)) {}
 
   const Options options;
   SlotArena arena;
+  const std::shared_ptr<EventLog> log;
 
-  std::mutex mu;  // guards everything below
-  std::vector<Slot> slots;
-  std::vector<uint32_t> free;  // a stack: the slot used last is the warmest
-  absl::btree_set<Rank> evictable;
-  absl::flat_hash_map<BlockKey, uint32_t> index;
-  std::deque<BlockPoolEvent> events;
-  bool events_lost = false;
-  uint64_t clock = 0;  // of stamps
-  uint64_t leases = 0;
-  uint32_t quarantined = 0;
+  std::mutex tuner_mu;  // taken before mu
+  std::unique_ptr<PolicyTuner> tuner;
+
+  mutable std::mutex mu;  // guards everything below
+  PoolCore core;
+  PoolCore::Tally exported;
   PoolProbe probe;
 
-  Rank RankOf(uint32_t i) const { return {slots[i].children > 0, slots[i].stamp, i}; }
-  bool IsEvictable(const Slot& s) const { return s.published && s.leases == 0; }
-  SlotRef RefOf(uint32_t i) const { return {i, slots[i].generation}; }
-  uint32_t LeasedSlots() const {
-    return static_cast<uint32_t>(slots.size() - free.size() - evictable.size() - quarantined);
+  absl::Time Now() const { return options.clock->Now(); }
+
+  // The request goes to the ghosts, too; they may find that another policy does better.
+  void Tune(std::span<const BlockKey> keys, uint64_t session) {
+    if (tuner == nullptr) return;
+    std::lock_guard lock(tuner_mu);
+    const std::optional<std::string> better = tuner->OnRequest(keys, session);
+    if (!better) return;
+    absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy =
+        CreatePolicy({.name = *better, .capacity = options.slots});
+    TP_CHECK(policy.ok());  // the tuner knows the names
+    spdlog::info("block pool: eviction policy {} from now on, it did better on a sample", *better);
+    probe.policy_switches.Add();
+    std::lock_guard core_lock(mu);
+    core.SetPolicy(std::move(*policy));
   }
 
-  Slot& Get(SlotRef ref) {
-    TP_CHECK(ref.slot < slots.size());
-    Slot& s = slots[ref.slot];
-    TP_CHECK(s.generation == ref.generation && s.leases > 0);
-    return s;
-  }
-
-  void AddLease(uint32_t i) {
-    if (IsEvictable(slots[i])) evictable.erase(RankOf(i));
-    ++slots[i].leases;
-    ++leases;
-  }
-
-  void DropLease(SlotRef ref) {
-    Slot& s = Get(ref);
-    --leases;
-    if (--s.leases > 0 || s.quarantined) return;
-    if (s.published) {
-      s.stamp = ++clock;
-      evictable.insert(RankOf(ref.slot));
-    } else {
-      Recycle(ref.slot);
+  // Ends every change: what happened goes to the log, in the order in which it happened, and to the metrics.
+  void Settle() {
+    if (!core.events().empty()) {
+      log->Append(core.events());
+      core.events().clear();
     }
-  }
+    const PoolCore::Tally& now = core.tally();
+    const auto add = [&](Counter& counter, uint64_t PoolCore::Tally::*field) {
+      if (now.*field != exported.*field) counter.Add(now.*field - exported.*field);
+    };
+    add(probe.evicted_capacity, &PoolCore::Tally::evicted_capacity);
+    add(probe.evicted_quota, &PoolCore::Tally::evicted_quota);
+    add(probe.evicted_quarantine, &PoolCore::Tally::removed_quarantine);
+    add(probe.erased, &PoolCore::Tally::removed_erase);
+    add(probe.session_turns, &PoolCore::Tally::session_turns);
+    add(probe.pins_expired, &PoolCore::Tally::pins_expired);
+    add(probe.pins_refused, &PoolCore::Tally::pins_refused);
+    exported = now;
 
-  void Recycle(uint32_t i) {
-    ++slots[i].generation;
-    free.push_back(i);
-  }
-
-  // Moves `i` in the eviction order if it is there: its number of children is about to change.
-  void SetChildren(uint32_t i, uint32_t n) {
-    const bool ranked = IsEvictable(slots[i]);
-    if (ranked) evictable.erase(RankOf(i));
-    slots[i].children = n;
-    if (ranked) evictable.insert(RankOf(i));
-  }
-
-  void LinkParent(uint32_t child, uint32_t parent) {
-    Slot& c = slots[child];
-    if (ParentOf(c) != kNoSlot || child == parent) return;
-    c.parent = RefOf(parent);
-    SetChildren(parent, slots[parent].children + 1);
-  }
-
-  uint32_t ParentOf(const Slot& c) const {
-    if (c.parent.slot == kNoSlot) return kNoSlot;
-    const Slot& p = slots[c.parent.slot];
-    return p.published && p.generation == c.parent.generation ? c.parent.slot : kNoSlot;
-  }
-
-  // The caller has taken the slot out of `evictable`.
-  void Unpublish(uint32_t i) {
-    Slot& s = slots[i];
-    index.erase(s.key);
-    Emit(s.key, true);
-    const uint32_t parent = ParentOf(s);
-    s.published = false;
-    s.parent = {kNoSlot, 0};
-    s.children = 0;  // those that remain find the generation changed
-    if (parent != kNoSlot) SetChildren(parent, slots[parent].children - 1);
-  }
-
-  void EvictOne() {
-    const uint32_t i = std::get<2>(*evictable.begin());
-    evictable.erase(evictable.begin());
-    Unpublish(i);
-    Recycle(i);
-    probe.evicted_capacity.Add();
-  }
-
-  void Emit(const BlockKey& key, bool removed) {
-    if (events_lost) {
-      probe.events_lost.Add();
-      return;
-    }
-    if (events.size() >= options.max_events) {
-      // What is left would be a history with a hole: only a snapshot helps the reader now.
-      probe.events_lost.Add(events.size() + 1);
-      events.clear();
-      events_lost = true;
-      spdlog::warn("block pool: event queue full at {}, a snapshot is needed", options.max_events);
-      return;
-    }
-    events.push_back({key, removed});
-  }
-
-  void Export() {
-    const auto total = static_cast<double>(slots.size());
-    const uint32_t leased = LeasedSlots();
-    probe.usage.Set((leased + quarantined) / total);
-    probe.bytes.Set(static_cast<double>(leased + evictable.size()) *
+    const PoolCore::Counts c = core.counts();
+    const auto total = static_cast<double>(core.slots());
+    probe.usage.Set((c.leased + c.quarantined) / total);
+    probe.bytes.Set(static_cast<double>(c.leased + c.evictable) *
                     static_cast<double>(options.layout.block_bytes()));
-    probe.objects.Set(static_cast<double>(index.size()));
+    probe.objects.Set(static_cast<double>(c.published));
+    probe.quarantined.Set(c.quarantined);
+    probe.pinned_hard.Set(c.hard_pinned);
+    probe.pinned_soft.Set(c.soft_pinned);
+    for (size_t k = 0; k < kLeaseKinds; ++k) probe.leases[k]->Set(static_cast<double>(c.leases[k]));
   }
 };
 
-BlockLease::BlockLease(BlockLease&& other) noexcept
-    : pool_(std::exchange(other.pool_, nullptr)), ref_(other.ref_) {}
+// --- BlockLease ---
 
 BlockLease& BlockLease::operator=(BlockLease&& other) noexcept {
   if (this != &other) {
     BlockLease dropped(std::move(*this));
-    pool_ = std::exchange(other.pool_, nullptr);
+    owner_ = std::exchange(other.owner_, nullptr);
     ref_ = other.ref_;
+    kind_ = other.kind_;
   }
   return *this;
 }
 
-BlockLease::~BlockLease() {
-  if (pool_ == nullptr) return;
-  auto& state = *pool_->state_;
-  std::lock_guard lock(state.mu);
-  state.DropLease(ref_);
-  state.Export();
-}
-
 std::span<std::byte> BlockLease::data() const {
-  TP_CHECK(pool_ != nullptr);
-  return pool_->state_->arena.slot(ref_.slot);
+  TP_CHECK(owner_ != nullptr);
+  return owner_->SlotBytes(ref_.slot);
 }
 
-BlockLease BlockLease::Clone() const {
-  TP_CHECK(pool_ != nullptr);
-  auto& state = *pool_->state_;
-  std::lock_guard lock(state.mu);
-  state.Get(ref_);
-  state.AddLease(ref_.slot);
-  return BlockLease(pool_, ref_);
+bool BlockLease::writable() const {
+  TP_CHECK(owner_ != nullptr);
+  return owner_->writable();
 }
+
+BlockLease BlockLease::Clone(LeaseKind kind) const {
+  TP_CHECK(owner_ != nullptr);
+  owner_->AddLease(ref_, kind);
+  return BlockLease(owner_, ref_, kind);
+}
+
+void BlockLease::DropAll(std::vector<BlockLease> leases) {
+  std::vector<SlotRef> refs;
+  refs.reserve(leases.size());
+  for (size_t at = 0; at < leases.size();) {
+    SlotOwner* const owner = leases[at].owner_;
+    const LeaseKind kind = leases[at].kind_;
+    refs.clear();
+    for (; at < leases.size() && leases[at].owner_ == owner && leases[at].kind_ == kind; ++at) {
+      refs.push_back(leases[at].ref_);
+      leases[at].owner_ = nullptr;
+    }
+    if (owner != nullptr) owner->DropLeases(refs, kind);
+  }
+}
+
+// --- BlockPool ---
 
 absl::StatusOr<std::unique_ptr<BlockPool>> BlockPool::Create(const Options& options) {
   const BlockLayout& l = options.layout;
@@ -205,173 +146,351 @@ absl::StatusOr<std::unique_ptr<BlockPool>> BlockPool::Create(const Options& opti
   if (options.slots == 0)
     return absl::InvalidArgumentError("block pool: no slots: kv.host_bytes must hold at least one block of " +
                                       std::to_string(l.block_bytes()) + " bytes");
-  TP_CHECK(options.metrics != nullptr);
-  TP_ASSIGN_OR_RETURN(SlotArena arena, SlotArena::Map(l.block_bytes(), options.slots));
-  return std::unique_ptr<BlockPool>(new BlockPool(std::make_unique<State>(options, std::move(arena))));
+  if (options.slots > kMaxSlots)
+    return absl::InvalidArgumentError("block pool: " + std::to_string(options.slots) +
+                                      " slots are more than the " + std::to_string(kMaxSlots) +
+                                      " that can be indexed; lower kv.host_bytes");
+  if (!(options.hard_pin_share >= 0 && options.hard_pin_share <= 1))
+    return absl::InvalidArgumentError("block pool: kv.hard_pin_percent must be between 0 and 100");
+  TP_CHECK(options.metrics != nullptr && options.clock != nullptr);
+  // The arena first: a size that cannot be had is refused before anything is allocated by the slot.
+  TP_ASSIGN_OR_RETURN(SlotArena arena, SlotArena::Map(l.block_bytes(), options.slots, options.memory));
+  const bool tuned = options.policy == "auto";
+  TP_ASSIGN_OR_RETURN(std::unique_ptr<EvictionPolicy> policy,
+                      CreatePolicy({tuned ? kFirstPolicy : options.policy, options.slots, options.next_use,
+                                    options.turn_bonus}));
+  PoolCore::Options core{.slots = options.slots,
+                         .slot_bytes = l.block_bytes(),
+                         .policy = std::move(policy),
+                         .tenant_quota_bytes = options.tenant_quota_bytes,
+                         .tenant_quotas = options.tenant_quotas,
+                         .hard_pin_share = options.hard_pin_share};
+  auto state = std::make_unique<State>(options, std::move(arena), std::move(core));
+  if (tuned)
+    state->tuner =
+        std::make_unique<PolicyTuner>(PolicyTuner::Options{.slots = options.slots, .policy = kFirstPolicy});
+  return std::unique_ptr<BlockPool>(new BlockPool(std::move(state)));
 }
 
 BlockPool::BlockPool(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 BlockPool::~BlockPool() {
   std::lock_guard lock(state_->mu);
-  TP_CHECK(state_->leases == 0);
-  if (state_->quarantined > 0) {
-    spdlog::warn("block pool: {} quarantined slots: the arena stays mapped", state_->quarantined);
+  const PoolCore::Counts counts = state_->core.counts();
+  const uint64_t leases = std::accumulate(counts.leases.begin(), counts.leases.end(), uint64_t{0});
+  TP_CHECK(leases == 0);
+  if (counts.quarantined > 0) {
+    spdlog::warn("block pool: {} quarantined slots: the arena stays mapped", counts.quarantined);
     state_->arena.Abandon();
   }
 }
 
 const BlockLayout& BlockPool::layout() const { return state_->options.layout; }
 
-absl::StatusOr<std::vector<BlockLease>> BlockPool::Reserve(size_t n) {
+const SlotArena& BlockPool::arena() const { return state_->arena; }
+std::span<std::byte> BlockPool::SlotBytes(uint32_t slot) const { return state_->arena.slot(slot); }
+
+void BlockPool::AddLease(SlotRef ref, LeaseKind kind) {
+  std::lock_guard lock(state_->mu);
+  state_->core.AddLease(ref, kind);
+  state_->Settle();
+}
+
+void BlockPool::DropLease(SlotRef ref, LeaseKind kind) { DropLeases(std::span(&ref, 1), kind); }
+
+void BlockPool::DropLeases(std::span<const SlotRef> refs, LeaseKind kind) {
+  std::lock_guard lock(state_->mu);
+  state_->core.DropLeases(refs, kind);
+  state_->Settle();
+}
+
+absl::StatusOr<std::vector<BlockLease>> BlockPool::Reserve(size_t n, const UseOptions& use) {
   State& st = *state_;
+  std::vector<PoolCore::Taken> taken;
+  taken.reserve(std::min<size_t>(n, st.core.slots()));
+  {
+    std::lock_guard lock(st.mu);
+    const bool fits = st.core.Reserve(n, use, st.Now(), taken);
+    (fits ? st.probe.reserve_ok : st.probe.reserve_full).Add();
+    st.Settle();
+    if (!fits) {
+      const PoolCore::Counts c = st.core.counts();
+      return absl::ResourceExhaustedError(
+          "block pool: no room for " + std::to_string(n) + " blocks: " + std::to_string(c.leased) + " of " +
+          std::to_string(st.core.slots()) + " leased, " + std::to_string(c.hard_pinned) + " pinned, " +
+          std::to_string(c.quarantined) + " quarantined");
+    }
+  }
   std::vector<BlockLease> out;
   out.reserve(n);
-  std::lock_guard lock(st.mu);
-  if (n > st.free.size() + st.evictable.size()) {
-    st.probe.reserve_full.Add();
-    return absl::ResourceExhaustedError("block pool: " + std::to_string(n) + " slots wanted, " +
-                                        std::to_string(st.free.size() + st.evictable.size()) +
-                                        " free or evictable, " + std::to_string(st.LeasedSlots()) + " of " +
-                                        std::to_string(st.slots.size()) + " leased, " +
-                                        std::to_string(st.quarantined) + " quarantined");
+  for (const PoolCore::Taken& t : taken) {
+    if (t.zero) {
+      // Nobody else can see the slot yet, so the lock is not needed.
+      const std::span<std::byte> bytes = st.arena.slot(t.ref.slot);
+      std::memset(bytes.data(), 0, bytes.size());
+      st.probe.zeroed.Add();
+    }
+    out.emplace_back(this, t.ref, use.kind);
   }
-  while (st.free.size() < n) st.EvictOne();
-  for (size_t k = 0; k < n; ++k) {
-    const uint32_t i = st.free.back();
-    st.free.pop_back();
-    st.AddLease(i);
-    out.push_back(BlockLease(this, st.RefOf(i)));
-  }
-  st.probe.reserve_ok.Add();
-  st.Export();
   return out;
 }
 
-std::vector<BlockLease> BlockPool::LeasePrefix(std::span<const BlockKey> keys) {
+std::vector<BlockLease> BlockPool::LeasePrefix(std::span<const BlockKey> keys, const UseOptions& use) {
   State& st = *state_;
+  std::vector<SlotRef> refs;
+  refs.reserve(keys.size());
+  {
+    std::lock_guard lock(st.mu);
+    st.core.LeasePrefix(keys, use, refs);
+    st.probe.lookup_hit.Add(refs.size());
+    if (refs.size() < keys.size()) st.probe.lookup_miss.Add();
+    st.Settle();
+  }
+  st.Tune(keys, use.session);
   std::vector<BlockLease> out;
-  std::lock_guard lock(st.mu);
-  uint32_t parent = kNoSlot;
-  for (const BlockKey& key : keys) {
-    const auto it = st.index.find(key);
-    if (it == st.index.end()) break;
-    // Neighbours in a prefix are parent and child: learnt here where the publisher did not say so.
-    if (parent != kNoSlot) st.LinkParent(it->second, parent);
-    parent = it->second;
-    st.AddLease(parent);
-    out.push_back(BlockLease(this, st.RefOf(parent)));
-  }
-  st.probe.lookup_hit.Add(out.size());
-  if (out.size() < keys.size()) st.probe.lookup_miss.Add();
-  st.Export();
+  out.reserve(refs.size());
+  for (const SlotRef& ref : refs) out.emplace_back(this, ref, use.kind);
   return out;
 }
 
-std::optional<BlockLease> BlockPool::Lease(const BlockKey& key) {
+std::optional<BlockLease> BlockPool::Lease(const BlockKey& key, LeaseKind kind) {
   State& st = *state_;
   std::lock_guard lock(st.mu);
-  const auto it = st.index.find(key);
-  if (it == st.index.end()) {
-    st.probe.lookup_miss.Add();
-    return std::nullopt;
+  const std::optional<SlotRef> ref = st.core.Lease(key, kind);
+  (ref ? st.probe.lookup_hit : st.probe.lookup_miss).Add();
+  st.Settle();
+  if (!ref) return std::nullopt;
+  return BlockLease(this, *ref, kind);
+}
+
+std::vector<BlockLease> BlockPool::LeaseMany(std::span<const BlockKey> keys, LeaseKind kind) {
+  State& st = *state_;
+  std::vector<std::optional<SlotRef>> refs;
+  refs.reserve(keys.size());
+  {
+    std::lock_guard lock(st.mu);
+    st.core.LeaseMany(keys, kind, refs);
+    st.Settle();
   }
-  st.probe.lookup_hit.Add();
-  st.AddLease(it->second);
-  st.Export();
-  return BlockLease(this, st.RefOf(it->second));
+  std::vector<BlockLease> out;
+  out.reserve(refs.size());
+  for (const auto& ref : refs) {
+    if (ref) {
+      out.emplace_back(this, *ref, kind);
+    } else {
+      out.emplace_back();
+    }
+  }
+  return out;
 }
 
 size_t BlockPool::MatchPrefix(std::span<const BlockKey> keys) const {
+  std::vector<uint32_t> slots;
+  slots.reserve(keys.size());
   std::lock_guard lock(state_->mu);
-  size_t n = 0;
-  while (n < keys.size() && state_->index.contains(keys[n])) ++n;
-  return n;
+  return state_->core.index().FindPrefix(keys, slots);
 }
 
-BlockLease BlockPool::Publish(BlockLease lease, const BlockKey& key, const BlockKey* parent) {
-  TP_CHECK(lease.pool_ == this);
+std::vector<bool> BlockPool::Contains(std::span<const BlockKey> keys) const {
+  std::vector<uint32_t> slots(keys.size());
+  {
+    std::lock_guard lock(state_->mu);
+    state_->core.index().FindMany(keys, slots.data());
+  }
+  std::vector<bool> out(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) out[i] = slots[i] != PoolCore::kNoSlot;
+  return out;
+}
+
+BlockLease BlockPool::Publish(BlockLease lease, BlockInfo info) {
+  TP_CHECK(!lease.empty());
+  if (lease.owner_ != this) return lease;
   State& st = *state_;
   // Declared before the lock: a duplicate's slot is given back after the lock is released.
   BlockLease given_up;
   std::lock_guard lock(st.mu);
-  Slot& s = st.Get(lease.ref_);
-  if (s.published) {
-    TP_CHECK(s.key == key);  // a block's content and name never change
-    return lease;
-  }
-  TP_CHECK(!s.quarantined);
-  const auto [it, inserted] = st.index.try_emplace(key, lease.ref_.slot);
-  if (!inserted) {
-    st.probe.publish_duplicate.Add();
-    st.AddLease(it->second);
-    given_up = std::move(lease);
-    st.Export();
-    return BlockLease(this, st.RefOf(it->second));
-  }
-  s.published = true;
-  s.key = key;
-  if (parent != nullptr) {
-    if (const auto p = st.index.find(*parent); p != st.index.end()) st.LinkParent(lease.ref_.slot, p->second);
-  }
-  st.probe.publish_ok.Add();
-  st.Emit(key, false);
-  st.Export();
-  return lease;
+  const PoolCore::Published published = st.core.Publish(lease.ref_, lease.kind_, std::move(info));
+  (published.duplicate ? st.probe.publish_duplicate : st.probe.publish_ok).Add();
+  st.Settle();
+  if (!published.duplicate) return lease;
+  given_up = std::move(lease);
+  return BlockLease(this, published.ref, given_up.kind_);
+}
+
+std::optional<BlockInfo> BlockPool::Info(const BlockKey& key) const {
+  std::lock_guard lock(state_->mu);
+  const BlockInfo* info = state_->core.Info(key);
+  if (info == nullptr) return std::nullopt;
+  return *info;
 }
 
 void BlockPool::Quarantine(BlockLease lease) {
-  TP_CHECK(lease.pool_ == this);
+  TP_CHECK(!lease.empty());
   State& st = *state_;
-  std::lock_guard lock(st.mu);
-  Slot& s = st.Get(lease.ref_);
-  if (!s.quarantined) {
-    if (s.published) {
-      st.Unpublish(lease.ref_.slot);
-      st.probe.evicted_quarantine.Add();
-    }
-    s.quarantined = true;
-    ++st.quarantined;
-    st.probe.quarantined.Set(st.quarantined);
-    spdlog::warn("block pool: slot {} generation {} quarantined, {} in all", lease.ref_.slot,
-                 lease.ref_.generation, st.quarantined);
+  if (lease.owner_ != this) {
+    // Never given back: its owner keeps the slot leased for as long as this process is there.
+    lease.owner_ = nullptr;
+    st.probe.quarantine_foreign.Add();
+    spdlog::warn("block pool: a slot of another process stays leased: it may still be read from");
+    return;
   }
-  st.DropLease(lease.ref_);
-  lease.pool_ = nullptr;
-  st.Export();
-}
-
-BlockPool::Stats BlockPool::stats() const {
-  const State& st = *state_;
-  std::lock_guard lock(state_->mu);
-  return {.slots = static_cast<uint32_t>(st.slots.size()),
-          .free = static_cast<uint32_t>(st.free.size()),
-          .evictable = static_cast<uint32_t>(st.evictable.size()),
-          .leased = st.LeasedSlots(),
-          .quarantined = st.quarantined,
-          .published = st.index.size()};
-}
-
-BlockPool::Events BlockPool::DrainEvents(size_t max) {
-  State& st = *state_;
   std::lock_guard lock(st.mu);
-  Events out;
-  out.lost = st.events_lost;
-  const auto n = static_cast<std::ptrdiff_t>(std::min(max, st.events.size()));
-  out.events.assign(st.events.begin(), st.events.begin() + n);
-  st.events.erase(st.events.begin(), st.events.begin() + n);
+  const uint32_t before = st.core.counts().quarantined;
+  st.core.Quarantine(lease.ref_, lease.kind_);
+  lease.owner_ = nullptr;
+  const uint32_t after = st.core.counts().quarantined;
+  if (after > before) {
+    spdlog::warn("block pool: slot {} generation {} quarantined, {} in all", lease.ref_.slot,
+                 lease.ref_.generation, after);
+  }
+  st.Settle();
+}
+
+BlockPool::Page BlockPool::List(uint64_t cursor, size_t max, const BlockFilter& filter) const {
+  const State& st = *state_;
+  Page page;
+  const uint64_t slots = st.core.slots();
+  while (cursor < slots && page.entries.size() < max) {
+    std::lock_guard lock(st.mu);
+    const uint64_t end = std::min<uint64_t>(slots, cursor + kStep);
+    for (; cursor < end && page.entries.size() < max; ++cursor) {
+      const auto slot = static_cast<uint32_t>(cursor);
+      if (!st.core.Matches(slot, filter)) continue;
+      const auto view = st.core.View(slot);
+      page.entries.push_back({*view->info, view->leases, view->hard_pinned, view->soft_pinned});
+    }
+  }
+  if (cursor < slots) page.next = cursor;
+  return page;
+}
+
+BlockPool::Removed BlockPool::Erase(std::span<const BlockKey> keys, bool pinned,
+                                    std::optional<Tier> moved_to) {
+  State& st = *state_;
+  Removed out;
+  while (!keys.empty()) {
+    std::lock_guard lock(st.mu);
+    const size_t n = std::min<size_t>(keys.size(), kStep);
+    for (const BlockKey& key : keys.first(n)) {
+      const uint32_t slot = st.core.index().Find(key);
+      if (slot == PoolCore::kNoSlot) continue;
+      const PoolCore::Removed r = st.core.Erase(slot, pinned, moved_to.has_value());
+      if (moved_to && r.blocks > 0)
+        st.core.events().push_back(
+            {.kind = PoolEventKind::kMoved, .tier = *moved_to, .from = Tier::kHost, .key = key});
+      out.blocks += r.blocks;
+      out.leased += r.leased;
+      out.pinned += r.pinned;
+    }
+    st.Settle();
+    keys = keys.subspan(n);
+  }
+  out.bytes = out.blocks * layout().block_bytes();
   return out;
 }
 
-std::vector<BlockKey> BlockPool::Snapshot() {
+BlockPool::Removed BlockPool::Clear(const BlockFilter& filter, bool pinned) {
+  State& st = *state_;
+  Removed out;
+  const uint32_t slots = st.core.slots();
+  // Where nothing stays, one event stands for all. What is published meanwhile, behind the pass, is announced
+  // again after it.
+  bool whole = false;
+  for (uint32_t at = 0; at < slots;) {
+    std::lock_guard lock(st.mu);
+    if (at == 0) whole = filter.all() && (pinned || st.core.counts().hard_pinned == 0);
+    const uint32_t end = std::min(slots, at + std::min(kStep, slots - at));
+    for (; at < end; ++at) {
+      if (!st.core.Matches(at, filter)) continue;
+      const PoolCore::Removed r = st.core.Erase(at, pinned, whole);
+      out.blocks += r.blocks;
+      out.leased += r.leased;
+      out.pinned += r.pinned;
+    }
+    if (at == slots && whole) {
+      st.core.events().push_back({.kind = PoolEventKind::kCleared});
+      for (uint32_t i = 0; st.core.counts().published > 0 && i < slots; ++i) {
+        if (const auto view = st.core.View(i)) st.core.events().push_back({.key = view->info->key});
+      }
+    }
+    st.Settle();
+  }
+  out.bytes = out.blocks * layout().block_bytes();
+  return out;
+}
+
+absl::StatusOr<BlockPool::Pinned> BlockPool::Pin(const BlockKey& key, PinKind kind, absl::Duration ttl) {
+  if (ttl <= absl::ZeroDuration()) return absl::InvalidArgumentError("pin: ttl must be above 0");
   State& st = *state_;
   std::lock_guard lock(st.mu);
-  st.events.clear();
-  st.events_lost = false;
-  std::vector<BlockKey> keys;
-  keys.reserve(st.index.size());
-  for (const auto& [key, slot] : st.index) keys.push_back(key);
-  return keys;
+  const absl::Time now = st.Now();
+  const absl::StatusOr<uint64_t> blocks = st.core.Pin(key, kind, now + ttl, now);
+  st.Settle();
+  TP_RETURN_IF_ERROR(blocks.status());
+  return Pinned{*blocks, *blocks * layout().block_bytes()};
 }
+
+absl::StatusOr<BlockPool::Pinned> BlockPool::PinSession(uint64_t session, PinKind kind, absl::Duration ttl) {
+  if (ttl <= absl::ZeroDuration()) return absl::InvalidArgumentError("pin: ttl must be above 0");
+  if (session == 0) return absl::InvalidArgumentError("pin: session 0 means none; give the session's number");
+  State& st = *state_;
+  std::lock_guard lock(st.mu);
+  const absl::Time now = st.Now();
+  const absl::StatusOr<uint64_t> blocks = st.core.PinSession(session, kind, now + ttl, now);
+  st.Settle();
+  TP_RETURN_IF_ERROR(blocks.status());
+  return Pinned{*blocks, *blocks * layout().block_bytes()};
+}
+
+bool BlockPool::Unpin(const BlockKey& key) {
+  std::lock_guard lock(state_->mu);
+  const bool there = state_->core.Unpin(key, state_->Now());
+  state_->Settle();
+  return there;
+}
+
+bool BlockPool::UnpinSession(uint64_t session) {
+  std::lock_guard lock(state_->mu);
+  const bool there = state_->core.UnpinSession(session, state_->Now());
+  state_->Settle();
+  return there;
+}
+
+BlockPool::Stats BlockPool::stats() const {
+  State& st = *state_;
+  std::lock_guard lock(st.mu);
+  st.core.Expire(st.Now());
+  const PoolCore::Counts c = st.core.counts();
+  return {.slots = st.core.slots(),
+          .free = c.free,
+          .evictable = c.evictable,
+          .leased = c.leased,
+          .quarantined = c.quarantined,
+          .published = c.published,
+          .leases = c.leases,
+          .hard_pinned = c.hard_pinned,
+          .soft_pinned = c.soft_pinned,
+          .pins = c.pins,
+          .policy = std::string(st.core.policy().name())};
+}
+
+std::vector<BlockPool::TenantUsage> BlockPool::tenants() const {
+  const State& st = *state_;
+  std::vector<TenantUsage> out;
+  {
+    std::lock_guard lock(st.mu);
+    for (const PoolCore::Tenant& t : st.core.tenants()) {
+      if (t.used > 0) out.push_back({t.name, t.used, t.quota});
+    }
+  }
+  for (TenantUsage& t : out) {
+    t.bytes *= layout().block_bytes();
+    t.quota *= layout().block_bytes();
+  }
+  std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+  return out;
+}
+
+EventLog& BlockPool::events() const { return *state_->log; }
 
 }  // namespace tidepool

@@ -4,10 +4,11 @@
 
 namespace tidepool {
 
-BlockKey RootKey(std::string_view model_fingerprint, const BlockLayout& layout,
-                 std::string_view tenant_salt) {
+BlockKey RootKey(std::string_view model_fingerprint, const BlockLayout& layout, std::string_view tenant_salt,
+                 std::string_view codec) {
   Sha256 h;
   h.UpdateField(model_fingerprint).UpdateField(layout.ToString()).UpdateField(tenant_salt);
+  if (!codec.empty() && codec != "none") h.UpdateField(codec);
   return BlockKey{h.Finish()};
 }
 

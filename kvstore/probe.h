@@ -1,6 +1,9 @@
 #pragma once
 
+#include <array>
+
 #include "base/probe.h"
+#include "kvstore/types.h"
 
 namespace tidepool {
 
@@ -12,15 +15,28 @@ struct PoolProbe {
   Gauge& bytes;        // in slots that hold something
   Gauge& objects;      // keys readable
   Gauge& quarantined;  // slots out of use for good
+  Gauge& pinned_hard;  // blocks
+  Gauge& pinned_soft;
+  std::array<Gauge*, kLeaseKinds> leases;  // by LeaseKind
   Counter& reserve_ok;
   Counter& reserve_full;
   Counter& lookup_hit;   // per block
   Counter& lookup_miss;  // per call that ended in a miss
   Counter& publish_ok;
   Counter& publish_duplicate;
+  Counter& quarantine_foreign;  // leases on other processes' slots, never to be given back
   Counter& evicted_capacity;
+  Counter& evicted_quota;
   Counter& evicted_quarantine;
-  Counter& events_lost;  // events dropped because nobody drained them
+  Counter& erased;           // on somebody's request
+  Counter& zeroed;           // slots wiped because they passed to another tenant
+  Counter& session_turns;    // requests that carried on a conversation
+  Counter& policy_switches;  // of the tuner
+  Counter& pins_expired;
+  Counter& pins_refused;  // blocks of a pinned session beyond the share of hard pins
 };
+
+// Of the event log, which all tiers of a process share.
+Counter& EventsLost(MetricRegistry& metrics);
 
 }  // namespace tidepool

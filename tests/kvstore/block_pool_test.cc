@@ -12,6 +12,7 @@
 
 #include "base/rng.h"
 #include "kvstore/keys.h"
+#include "tests/kvstore/event_reader.h"
 
 namespace tidepool {
 namespace {
@@ -32,6 +33,12 @@ std::vector<BlockKey> Chain(uint64_t first, size_t n) {
   return keys;
 }
 
+BlockInfo Named(const BlockKey& key, const BlockKey* parent = nullptr) {
+  BlockInfo info{.key = key};
+  if (parent != nullptr) info.parent = *parent;
+  return info;
+}
+
 class BlockPoolTest : public testing::Test {
  protected:
   std::unique_ptr<BlockPool> Make(uint32_t slots, size_t max_events = 1 << 16) {
@@ -46,7 +53,17 @@ class BlockPoolTest : public testing::Test {
     auto leases = pool.Reserve(keys.size());
     ASSERT_TRUE(leases.ok()) << leases.status();
     for (size_t i = 0; i < keys.size(); ++i)
-      (*leases)[i] = pool.Publish(std::move((*leases)[i]), keys[i], i > 0 ? &keys[i - 1] : nullptr);
+      (*leases)[i] = pool.Publish(std::move((*leases)[i]), Named(keys[i], i > 0 ? &keys[i - 1] : nullptr));
+  }
+
+  static std::set<BlockKey> Keys(const BlockPool& pool, const BlockFilter& filter = {}) {
+    std::set<BlockKey> keys;
+    for (std::optional<uint64_t> cursor = 0; cursor;) {
+      const auto page = pool.List(*cursor, 3, filter);
+      for (const auto& entry : page.entries) keys.insert(entry.info.key);
+      cursor = page.next;
+    }
+    return keys;
   }
 
   BlockLayout layout_{.layers = 1, .kv_heads = 1, .head_dim = 8, .block_tokens = 4, .dtype = DType::kF32};
@@ -62,7 +79,7 @@ TEST_F(BlockPoolTest, RefusesLayoutsAndSizesItCannotServe) {
   bad = BlockPool::Create({.layout = layout_, .slots = 0, .metrics = &metrics_});
   EXPECT_EQ(bad.status().code(), absl::StatusCode::kInvalidArgument);
   BlockLayout huge{.layers = 1u << 20, .kv_heads = 1u << 10, .head_dim = 1u << 10, .block_tokens = 1u << 10};
-  bad = BlockPool::Create({.layout = huge, .slots = ~0u, .metrics = &metrics_});
+  bad = BlockPool::Create({.layout = huge, .slots = 1u << 31, .metrics = &metrics_});
   EXPECT_EQ(bad.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(bad.status().message()), HasSubstr("kv.host_bytes"));
 }
@@ -110,7 +127,7 @@ TEST_F(BlockPoolTest, SlotMovesToNewGenerationWhenEvicted) {
   auto pool = Make(1);
   auto lease = std::move(pool->Reserve(1)->front());
   const SlotRef first = lease.ref();
-  lease = pool->Publish(std::move(lease), Key(1));
+  lease = pool->Publish(std::move(lease), Named(Key(1)));
   EXPECT_EQ(lease.ref(), first);
   lease = {};
   EXPECT_GT(pool->Reserve(1)->front().ref().generation, first.generation);
@@ -121,7 +138,7 @@ TEST_F(BlockPoolTest, PublishedBlockIsReadUnchangedUnderItsKey) {
   auto lease = std::move(pool->Reserve(1)->front());
   std::memset(lease.data().data(), 0x5a, lease.data().size());
   EXPECT_FALSE(pool->Lease(Key(1)).has_value());
-  lease = pool->Publish(std::move(lease), Key(1));
+  lease = pool->Publish(std::move(lease), Named(Key(1)));
   lease = {};
   auto again = pool->Lease(Key(1));
   ASSERT_TRUE(again.has_value());
@@ -131,12 +148,12 @@ TEST_F(BlockPoolTest, PublishedBlockIsReadUnchangedUnderItsKey) {
 TEST_F(BlockPoolTest, DuplicatePublishKeepsTheFirstAndGivesUpTheOther) {
   auto pool = Make(2);
   auto leases = *pool->Reserve(2);
-  auto first = pool->Publish(std::move(leases[0]), Key(1));
-  auto second = pool->Publish(std::move(leases[1]), Key(1));
+  auto first = pool->Publish(std::move(leases[0]), Named(Key(1)));
+  auto second = pool->Publish(std::move(leases[1]), Named(Key(1)));
   EXPECT_EQ(first.ref(), second.ref());
   EXPECT_EQ(pool->stats().free, 1u);
   EXPECT_EQ(pool->stats().published, 1u);
-  EXPECT_EQ(pool->DrainEvents(10).events.size(), 1u);
+  EXPECT_EQ(pool->events().next(), 2u);
   first = {};
   EXPECT_EQ(pool->stats().leased, 1u) << "the second lease still holds it";
   EXPECT_EQ(metrics_
@@ -148,10 +165,10 @@ TEST_F(BlockPoolTest, DuplicatePublishKeepsTheFirstAndGivesUpTheOther) {
 
 TEST_F(BlockPoolTest, PublishingAgainUnderTheSameKeyChangesNothing) {
   auto pool = Make(1);
-  auto lease = pool->Publish(std::move(pool->Reserve(1)->front()), Key(1));
-  lease = pool->Publish(std::move(lease), Key(1));
+  auto lease = pool->Publish(std::move(pool->Reserve(1)->front()), Named(Key(1)));
+  lease = pool->Publish(std::move(lease), Named(Key(1)));
   EXPECT_FALSE(lease.empty());
-  EXPECT_EQ(pool->DrainEvents(10).events.size(), 1u);
+  EXPECT_EQ(pool->events().next(), 2u);
 }
 
 TEST_F(BlockPoolTest, LeasedBlocksAreNotEvicted) {
@@ -226,7 +243,7 @@ TEST_F(BlockPoolTest, SharedHeadOutlivesTheFirstOfItsBranches) {
   Fill(*pool, a);
   auto prefix = pool->LeasePrefix(b);
   ASSERT_EQ(prefix.size(), 2u);
-  auto lease = pool->Publish(std::move(pool->Reserve(1)->front()), Key(4), &b[1]);
+  auto lease = pool->Publish(std::move(pool->Reserve(1)->front()), Named(Key(4), &b[1]));
   prefix.clear();
   lease = {};
   auto taken = pool->Reserve(2);  // one free, one evicted
@@ -267,44 +284,36 @@ TEST_F(BlockPoolTest, PrefixEndsAtTheFirstGap) {
 
 TEST_F(BlockPoolTest, EventsTellEveryChangeInOrder) {
   auto pool = Make(2);
+  EventReader reader(pool->events());
   Fill(*pool, {Key(1)});
   Fill(*pool, {Key(2)});
   Fill(*pool, {Key(3)});  // evicts 1
-  auto first = pool->DrainEvents(3);
+  auto first = reader.Read(3);
   EXPECT_FALSE(first.lost);
   ASSERT_EQ(first.events.size(), 3u);
-  EXPECT_EQ(first.events[0].key, Key(1));
-  EXPECT_EQ(first.events[1].key, Key(2));
-  EXPECT_EQ(first.events[2].key, Key(1));
-  EXPECT_TRUE(first.events[2].removed);
-  auto second = pool->DrainEvents(3);
+  EXPECT_EQ(first.events[0], (PoolEvent{.seq = 1, .key = Key(1)}));
+  EXPECT_EQ(first.events[1], (PoolEvent{.seq = 2, .key = Key(2)}));
+  EXPECT_EQ(first.events[2], (PoolEvent{.seq = 3, .kind = PoolEventKind::kRemoved, .key = Key(1)}));
+  auto second = reader.Read(3);
   ASSERT_EQ(second.events.size(), 1u);
-  EXPECT_EQ(second.events[0].key, Key(3));
+  EXPECT_EQ(second.events[0], (PoolEvent{.seq = 4, .key = Key(3)}));
+  EXPECT_TRUE(reader.Read(3).events.empty());
 }
 
-TEST_F(BlockPoolTest, OverflowingEventsAreReportedLostUntilSnapshot) {
+TEST_F(BlockPoolTest, ReaderThatIsTooLateIsToldAndGoesOnFromAListing) {
   auto pool = Make(8, /*max_events=*/4);
+  EventReader late(pool->events());
   for (uint64_t k = 1; k <= 6; ++k) Fill(*pool, {Key(k)});
-  auto drained = pool->DrainEvents(100);
-  EXPECT_TRUE(drained.lost);
-  EXPECT_TRUE(drained.events.empty());
+  const auto page = late.Read();
+  EXPECT_TRUE(page.lost);
+  EXPECT_TRUE(page.events.empty());
+  EXPECT_EQ(metrics_.AddCounter("tidepool_pool_events_lost_total", "").value(), 2u);
+  EXPECT_EQ(Keys(*pool).size(), 6u);
   Fill(*pool, {Key(7)});
-  EXPECT_TRUE(pool->DrainEvents(100).lost) << "still a hole";
-  auto keys = pool->Snapshot();
-  EXPECT_EQ(std::set<BlockKey>(keys.begin(), keys.end()).size(), 7u);
-  Fill(*pool, {Key(8)});
-  drained = pool->DrainEvents(100);
-  EXPECT_FALSE(drained.lost);
-  ASSERT_EQ(drained.events.size(), 1u);
-  EXPECT_EQ(drained.events[0].key, Key(8));
-  EXPECT_GE(metrics_.AddCounter("tidepool_pool_events_lost_total", "", {{"tier", "host"}}).value(), 6u);
-}
-
-TEST_F(BlockPoolTest, SnapshotSubsumesPendingEvents) {
-  auto pool = Make(4);
-  Fill(*pool, {Key(1)});
-  EXPECT_EQ(pool->Snapshot(), std::vector{Key(1)});
-  EXPECT_TRUE(pool->DrainEvents(10).events.empty());
+  const auto next = late.Read();
+  EXPECT_FALSE(next.lost);
+  ASSERT_EQ(next.events.size(), 1u);
+  EXPECT_EQ(next.events[0].key, Key(7));
 }
 
 TEST_F(BlockPoolTest, QuarantinedSlotIsNeverUsedAgain) {
@@ -321,6 +330,22 @@ TEST_F(BlockPoolTest, QuarantinedSlotIsNeverUsedAgain) {
     EXPECT_FALSE(pool->Reserve(1).ok());
   }
   EXPECT_EQ(metrics_.AddGauge("tidepool_pool_quarantined_objects", "", {{"tier", "host"}}).value(), 1);
+}
+
+TEST_F(BlockPoolTest, AnotherProcessesSlotInQuarantineIsNeverGivenBack) {
+  struct Owner final : SlotOwner {
+    std::span<std::byte> SlotBytes(uint32_t) const override { return {}; }
+    bool writable() const override { return false; }
+    void AddLease(SlotRef, LeaseKind) override {}
+    void DropLease(SlotRef, LeaseKind) override { ++dropped; }
+    int dropped = 0;
+  } owner;
+  auto pool = Make(1);
+  pool->Quarantine(BlockLease(&owner, SlotRef{}, LeaseKind::kPeer));
+  EXPECT_EQ(owner.dropped, 0);
+  EXPECT_EQ(pool->stats().quarantined, 0u);
+  EXPECT_NE(metrics_.Render().find("op=\"quarantine\",result=\"foreign\",tier=\"host\"} 1"),
+            std::string::npos);
 }
 
 TEST_F(BlockPoolTest, QuarantineOfPublishedBlockMakesItAMissAtOnce) {
@@ -372,8 +397,8 @@ TEST_F(BlockPoolDeathTest, MisuseByTheProgrammerAborts) {
   auto pool = Make(2);
   EXPECT_DEATH(
       {
-        auto lease = pool->Publish(std::move(pool->Reserve(1)->front()), Key(1));
-        lease = pool->Publish(std::move(lease), Key(2));
+        auto lease = pool->Publish(std::move(pool->Reserve(1)->front()), Named(Key(1)));
+        lease = pool->Publish(std::move(lease), Named(Key(2)));
       },
       "check failed");
   EXPECT_DEATH(BlockLease().data(), "check failed");
@@ -397,6 +422,7 @@ TEST_F(BlockPoolTest, AgreesWithDumbModelOverRandomOperations) {
     };
     std::vector<Held> held;
     std::set<BlockKey> known;  // rebuilt from events only
+    EventReader reader(pool->events());
     uint32_t quarantined = 0;
     std::map<uint32_t, uint64_t> generations;
 
@@ -428,7 +454,7 @@ TEST_F(BlockPoolTest, AgreesWithDumbModelOverRandomOperations) {
             if (h.key) continue;
             std::memcpy(h.lease.data().data(), key.bytes.data(), key.bytes.size());
             const BlockKey parent = Key(rng.Below(40));
-            h.lease = pool->Publish(std::move(h.lease), key, rng.Chance(0.5) ? &parent : nullptr);
+            h.lease = pool->Publish(std::move(h.lease), Named(key, rng.Chance(0.5) ? &parent : nullptr));
             h.key = key;
             break;
           }
@@ -463,10 +489,10 @@ TEST_F(BlockPoolTest, AgreesWithDumbModelOverRandomOperations) {
           }
           break;
       }
-      auto drained = pool->DrainEvents(1 << 12);
-      ASSERT_FALSE(drained.lost);
-      for (const auto& e : drained.events) {
-        if (e.removed) {
+      const auto page = reader.Read();
+      ASSERT_FALSE(page.lost);
+      for (const auto& e : page.events) {
+        if (e.kind == PoolEventKind::kRemoved) {
           ASSERT_EQ(known.erase(e.key), 1u) << "removed twice or never added";
         } else {
           ASSERT_TRUE(known.insert(e.key).second) << "added twice";
@@ -486,8 +512,7 @@ TEST_F(BlockPoolTest, AgreesWithDumbModelOverRandomOperations) {
       ASSERT_EQ(stats.quarantined, quarantined);
       ASSERT_EQ(stats.free + stats.evictable + stats.leased + stats.quarantined, slots);
     }
-    auto keys = pool->Snapshot();
-    ASSERT_EQ(std::set<BlockKey>(keys.begin(), keys.end()), known);
+    ASSERT_EQ(Keys(*pool), known);
     held.clear();
   }
 }
@@ -512,16 +537,17 @@ TEST_F(BlockPoolTest, ThreadsShareItWithoutLosingOrMixingBlocks) {
         auto got = pool->Reserve(1 + rng.Below(3));
         if (!got.ok()) continue;
         std::memcpy(got->front().data().data(), key.bytes.data(), 32);
-        auto published = pool->Publish(std::move(got->front()), key);
+        auto published = pool->Publish(std::move(got->front()), Named(key));
         if (std::memcmp(published.data().data(), key.bytes.data(), 32) != 0) ++wrong;
       }
     });
   }
   std::thread drainer([&] {
+    EventReader reader(pool->events());
     while (!stop) {
-      pool->DrainEvents(64);
+      reader.State();
       pool->stats();
-      pool->Snapshot();
+      pool->List(0, 64);
     }
   });
   for (auto& t : threads) t.join();

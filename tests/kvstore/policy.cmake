@@ -1,0 +1,6 @@
+tidepool_test(key_index_test LIBS tp_kvstore)
+tidepool_test(event_log_test LIBS tp_kvstore)
+tidepool_test(policy_test LIBS tp_kvstore)
+tidepool_test(policy_parts_test LIBS tp_kvstore)
+tidepool_test(policy_replay_test LIBS tp_kvstore)
+tidepool_test(block_pool_keep_test LIBS tp_kvstore)
