@@ -1,0 +1,164 @@
+#include "kvstore/arena_directory.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+
+#include "base/status.h"
+
+namespace tidepool {
+namespace {
+
+constexpr uint32_t kEntriesMax = 1 << 20, kChunksMax = 1 << 24;
+
+}  // namespace
+
+OfferName OfferName::Of(std::string_view request) {
+  const XXH128_hash_t h = XXH3_128bits(request.data(), request.size());
+  return {h.low64, h.high64};
+}
+
+size_t DirectoryShape::Bytes(uint32_t entries, uint32_t chunks) {
+  return sizeof(DirectoryHeader) + size_t{entries} * sizeof(DirectoryEntry) +
+         (size_t{chunks} + 1) * sizeof(DirectoryChunk);
+}
+
+DirectoryShape DirectoryShape::At(std::byte* memory, uint32_t entries) {
+  DirectoryShape out;
+  out.header = reinterpret_cast<DirectoryHeader*>(memory);
+  out.entries = reinterpret_cast<DirectoryEntry*>(memory + sizeof(DirectoryHeader));
+  out.chunks = reinterpret_cast<DirectoryChunk*>(memory + sizeof(DirectoryHeader) +
+                                                 size_t{entries} * sizeof(DirectoryEntry));
+  return out;
+}
+
+ArenaDirectory::ArenaDirectory(std::byte* memory, uint32_t entries, uint32_t chunks)
+    : shape_(DirectoryShape::At(memory, entries)), taken_(entries), last_(entries, DirectoryChunk::kNone) {
+  TP_CHECK(entries > 0 && (entries & (entries - 1)) == 0 && entries <= kEntriesMax && chunks <= kChunksMax);
+  shape_.header->entries = entries;
+  shape_.header->chunks = chunks;
+  shape_.header->magic = DirectoryHeader::kMagic;
+}
+
+std::optional<uint32_t> ArenaDirectory::Open(const OfferName& name) {
+  for (uint32_t probe = 0; probe < DirectoryShape::kProbes; ++probe) {
+    const uint32_t i = DirectoryShape::EntryOf(name, probe, entries());
+    if (taken_[i]) continue;
+    taken_[i] = true;
+    DirectoryEntry& e = shape_.entries[i];
+    e.name_low.store(name.low, std::memory_order_relaxed);
+    e.name_high.store(name.high, std::memory_order_relaxed);
+    e.count.store(0, std::memory_order_relaxed);
+    e.first.store(DirectoryChunk::kNone, std::memory_order_relaxed);
+    last_[i] = DirectoryChunk::kNone;
+    e.version.store(e.version.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+    return i;
+  }
+  return std::nullopt;
+}
+
+bool ArenaDirectory::Append(uint32_t entry, const BlockKey& key, SlotRef ref) {
+  DirectoryEntry& e = shape_.entries[entry];
+  const uint32_t n = e.count.load(std::memory_order_relaxed);
+  if (n % DirectoryChunk::kItems == 0) {
+    uint32_t fresh = DirectoryChunk::kNone;
+    if (!free_chunks_.empty()) {
+      fresh = free_chunks_.back();
+      free_chunks_.pop_back();
+    } else if (next_chunk_ <= shape_.header->chunks) {
+      fresh = next_chunk_++;
+    } else {
+      return false;
+    }
+    shape_.chunks[fresh].next.store(DirectoryChunk::kNone, std::memory_order_relaxed);
+    if (n == 0) {
+      e.first.store(fresh, std::memory_order_relaxed);
+    } else {
+      shape_.chunks[last_[entry]].next.store(fresh, std::memory_order_relaxed);
+    }
+    last_[entry] = fresh;
+  }
+  DirectoryItem& item = shape_.chunks[last_[entry]].items[n % DirectoryChunk::kItems];
+  std::memcpy(item.key.data(), key.bytes.data(), item.key.size());
+  item.generation = ref.generation;
+  item.slot = ref.slot;
+  e.count.store(n + 1, std::memory_order_release);
+  return true;
+}
+
+uint64_t ArenaDirectory::Retire(uint32_t entry) {
+  std::atomic<uint64_t>& version = shape_.entries[entry].version;
+  const uint64_t was = version.load(std::memory_order_relaxed);
+  TP_CHECK(was % 2 == 1);
+  version.store(was + 1, std::memory_order_seq_cst);
+  return was;
+}
+
+void ArenaDirectory::Free(uint32_t entry) {
+  DirectoryEntry& e = shape_.entries[entry];
+  TP_CHECK(e.version.load(std::memory_order_relaxed) % 2 == 0);
+  for (uint32_t c = e.first.load(std::memory_order_relaxed); c != DirectoryChunk::kNone;
+       c = shape_.chunks[c].next.load(std::memory_order_relaxed)) {
+    free_chunks_.push_back(c);
+  }
+  taken_[entry] = false;
+}
+
+std::optional<DirectoryReader> DirectoryReader::Open(std::span<const std::byte> directory,
+                                                     std::atomic<uint64_t>* claims, size_t claims_bytes) {
+  if (directory.size() < sizeof(DirectoryHeader)) return std::nullopt;
+  DirectoryReader out;
+  // Never written to: it is mapped read-only.
+  auto* memory = const_cast<std::byte*>(directory.data());
+  const auto* header = reinterpret_cast<const DirectoryHeader*>(memory);
+  out.entries_ = header->entries;
+  out.chunks_ = header->chunks;
+  if (header->magic != DirectoryHeader::kMagic || out.entries_ == 0 ||
+      (out.entries_ & (out.entries_ - 1)) != 0 || out.entries_ > kEntriesMax || out.chunks_ > kChunksMax ||
+      DirectoryShape::Bytes(out.entries_, out.chunks_) > directory.size() ||
+      claims_bytes < (size_t{out.entries_} + 1) * sizeof(uint64_t)) {
+    return std::nullopt;
+  }
+  out.shape_ = DirectoryShape::At(memory, out.entries_);
+  out.claims_ = claims;
+  return out;
+}
+
+std::optional<DirectoryReader::Claim> DirectoryReader::Find(const OfferName& name) const {
+  for (uint32_t probe = 0; probe < DirectoryShape::kProbes; ++probe) {
+    const uint32_t i = DirectoryShape::EntryOf(name, probe, entries_);
+    const DirectoryEntry& e = shape_.entries[i];
+    const uint64_t version = e.version.load(std::memory_order_acquire);
+    if (version % 2 == 0 || e.name_low.load(std::memory_order_relaxed) != name.low ||
+        e.name_high.load(std::memory_order_relaxed) != name.high) {
+      continue;
+    }
+    return Claim{i, version};  // Hold finds out whether the name was this version's
+  }
+  return std::nullopt;
+}
+
+bool DirectoryReader::Hold(const Claim& claim) {
+  claims_[claim.entry].store(claim.version, std::memory_order_seq_cst);
+  if (shape_.entries[claim.entry].version.load(std::memory_order_seq_cst) == claim.version) return true;
+  claims_[claim.entry].store(0, std::memory_order_seq_cst);
+  return false;
+}
+
+void DirectoryReader::Drop(const Claim& claim) { claims_[claim.entry].store(0, std::memory_order_seq_cst); }
+
+uint32_t DirectoryReader::Items(const Claim& claim,
+                                absl::InlinedVector<const DirectoryChunk*, 64>& chain) const {
+  const DirectoryEntry& e = shape_.entries[claim.entry];
+  const uint32_t count = e.count.load(std::memory_order_acquire);
+  // One that leads nowhere, or in a circle, ends the list.
+  uint32_t c = e.first.load(std::memory_order_relaxed);
+  while (c != DirectoryChunk::kNone && c <= chunks_ && chain.size() < chunks_ &&
+         chain.size() * DirectoryChunk::kItems < count) {
+    chain.push_back(&shape_.chunks[c]);
+    c = chain.back()->next.load(std::memory_order_relaxed);
+  }
+  return static_cast<uint32_t>(std::min<size_t>(count, chain.size() * DirectoryChunk::kItems));
+}
+
+}  // namespace tidepool

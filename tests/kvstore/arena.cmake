@@ -1,0 +1,11 @@
+tidepool_test(arena_test LIBS tp_kvstore)
+tidepool_test(offer_table_test LIBS tp_fetch)
+tidepool_test(arena_codec_test LIBS tp_fetch)
+tidepool_test(arena_directory_test LIBS tp_fetch)
+tidepool_test(arena_link_test LIBS tp_fetch)
+# Other processes: killed, or hostile.
+add_executable(arena_peer arena_peer.cc)
+target_link_libraries(arena_peer PRIVATE tp_fetch)
+tidepool_test(arena_process_test LIBS tp_fetch)
+target_compile_definitions(arena_process_test PRIVATE ARENA_PEER="$<TARGET_FILE:arena_peer>")
+add_dependencies(arena_process_test arena_peer)
