@@ -1,6 +1,7 @@
 #include "kvstore/fetch_client.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -22,6 +23,25 @@ std::string PeerKey(const PeerAddress& peer) {
 }
 
 }  // namespace
+
+FetchClient::FetchClient(Options options)
+    : options_([&] {
+        // What cannot be divided must fit: a layer, or a payload.
+        const uint64_t unit =
+            options.codec == nullptr
+                ? options.layout.layer_bytes()
+                : std::max(options.layout.layer_bytes(), options.codec->MaxEncodedBytes(options.layout));
+        FetchWindow::Options& w = options.window;
+        w.max = std::max(w.max, unit);
+        w.min = std::clamp(w.min, unit, w.max);
+        options.lanes = std::max<size_t>(options.lanes, 1);
+        return std::move(options);
+      }()) {}
+
+uint64_t FetchClient::receiving(LaneId lane) const {
+  auto it = lanes_.find(lane);
+  return it == lanes_.end() ? 0 : it->second.receiving;
+}
 
 ClientActions FetchClient::Step(ClientEvent event, absl::Time now) {
   now_ = now;
@@ -67,29 +87,56 @@ void FetchClient::On(ClientStart& e) {
   Enqueue(f);
 }
 
-FetchClient::Lane& FetchClient::LaneFor(const PeerAddress& peer) {
-  auto [it, fresh] = lane_of_peer_.emplace(PeerKey(peer), next_lane_);
-  if (!fresh) return lanes_.at(it->second);
+FetchClient::Lane& FetchClient::OpenLane(const PeerAddress& peer) {
   Lane& lane = lanes_[next_lane_];
   lane.id = next_lane_++;
   lane.peer = peer;
+  lane.hello_at = now_;
   lane.hello_until = now_ + options_.timings.hello_timeout;
   lane.resend_after = options_.timings.retransmit;
+  lanes_of_peer_[PeerKey(peer)].push_back(lane.id);
   Arm(lane.hello_until);
   out_.push_back(ClientConnect{lane.id, peer.transport});
   SendHello(lane);
   return lane;
 }
 
+uint64_t FetchClient::BytesToCome(LaneId lane) const {
+  uint64_t bytes = 0;
+  for (const auto& [handle, f] : fetches_) {
+    if (f->lane != lane || (f->phase != Phase::kQueued && f->phase != Phase::kAsked)) continue;
+    const uint64_t all = f->blocks.size() * options_.layout.block_bytes();
+    bytes += all - std::min(all, f->received);
+  }
+  return bytes;
+}
+
+// The open lane with the least to come; another one where none is idle.
+FetchClient::Lane& FetchClient::LaneFor(const PeerAddress& peer, bool may_open) {
+  const auto it = lanes_of_peer_.find(PeerKey(peer));
+  if (it == lanes_of_peer_.end()) return OpenLane(peer);
+  LaneId best = 0;
+  uint64_t least = UINT64_MAX;
+  for (LaneId id : it->second) {
+    const uint64_t bytes = BytesToCome(id);
+    if (bytes < least) best = id, least = bytes;
+  }
+  if (may_open && least > 0 && it->second.size() < options_.lanes) return OpenLane(peer);
+  return lanes_.at(best);
+}
+
 void FetchClient::SendHello(Lane& lane) {
-  Send(lane, HelloFrame{options_.worker_id, options_.fingerprint, options_.layout.ToString()});
+  Send(lane,
+       HelloFrame{options_.worker_id, options_.fingerprint, HelloLayout(options_.layout, options_.codec)});
   lane.resend_at = now_ + lane.resend_after;
   lane.resend_after = std::min(lane.resend_after * 2, options_.timings.retransmit_max);
   Arm(lane.resend_at);
 }
 
 void FetchClient::Enqueue(Fetch& f) {
-  Lane& lane = LaneFor(f.spec.peer);
+  f.lane = 0;  // its own bytes weigh on no lane
+  // One that had to begin again takes what there is: perhaps the peer allows no more connections.
+  Lane& lane = LaneFor(f.spec.peer, f.restarts == 0);
   f.lane = lane.id;
   f.phase = Phase::kQueued;
   f.try_number = next_try_++;
@@ -98,16 +145,69 @@ void FetchClient::Enqueue(Fetch& f) {
 }
 
 void FetchClient::Ask(Fetch& f) {
+  Lane& lane = lanes_.at(f.lane);
+  const bool idle = std::none_of(fetches_.begin(), fetches_.end(), [&](const auto& other) {
+    return other.second->lane == f.lane && other.second->phase == Phase::kAsked;
+  });
+  if (idle) lane.window->Restart(now_);
   f.phase = Phase::kAsked;
   FetchFrame frame;
   frame.id = IdOf(f);
   const int64_t left = absl::ToInt64Milliseconds(f.spec.deadline - now_);
   frame.time_left_ms = static_cast<uint32_t>(std::clamp<int64_t>(left, 1, 1 << 30));
+  frame.window = lane.window->bytes();
   frame.items = f.items;
-  Send(lanes_.at(f.lane), std::move(frame));
+  Send(lane, std::move(frame));
   f.resend_at = now_ + f.resend_after;
   f.resend_after = std::min(f.resend_after * 2, options_.timings.retransmit_max);
   Arm(f.resend_at);
+}
+
+// Nothing came for a while: where is the server?
+void FetchClient::Poll(Fetch& f) {
+  SendCredit(lanes_.at(f.lane), f, /*poll=*/true);
+  f.resend_at = now_ + f.resend_after;
+  f.resend_after = std::min(f.resend_after * 2, options_.timings.retransmit_max);
+  Arm(f.resend_at);
+}
+
+// The server knows of the try; `moved`: something came of it.
+void FetchClient::Heard(Fetch& f, bool moved) {
+  f.heard = true;
+  if (!moved || f.commit.has_value()) return;
+  f.resend_after = options_.timings.retransmit;
+  f.resend_at = now_ + f.resend_after;
+  Arm(f.resend_at);
+}
+
+void FetchClient::SendCredit(Lane& lane, Fetch& f, bool poll) {
+  lane.uncredited -= f.received - f.credited;
+  f.credited = f.received;
+  Send(lane, CreditFrame{IdOf(f), f.received, lane.window->bytes(), poll});
+}
+
+// In time for the sender not to run dry: well before the window is used up.
+void FetchClient::SendCredits(Lane& lane) {
+  if (lane.state != Lane::kReady || lane.uncredited < lane.window->bytes() / 4) return;
+  for (auto& [handle, f] : fetches_) {
+    if (f->lane == lane.id && f->phase == Phase::kAsked && f->received > f->credited) {
+      SendCredit(lane, *f, /*poll=*/false);
+    }
+  }
+}
+
+// What came of the try counts no more.
+void FetchClient::ForgetTry(Fetch& f) {
+  if (auto lane = lanes_.find(f.lane); lane != lanes_.end()) {
+    lane->second.uncredited -= f.received - f.credited;
+  }
+  f.commit.reset();
+  f.resend_at = f.straggler_at = absl::InfiniteFuture();
+  f.try_number = 0;
+  f.heard = false;
+  f.batches = 0;
+  f.under_way = f.received = f.credited = f.sent_by_peer = 0;
+  for (Block& block : f.blocks) block = Block{};
 }
 
 void FetchClient::On(ClientCancel& e) {
@@ -121,7 +221,8 @@ void FetchClient::On(ClientCancel& e) {
 }
 
 void FetchClient::On(ClientRelease& e) {
-  Lane& lane = LaneFor(e.peer);
+  const auto open = lanes_of_peer_.find(PeerKey(e.peer));
+  Lane& lane = open == lanes_of_peer_.end() ? OpenLane(e.peer) : lanes_.at(open->second.front());
   if (lane.state == Lane::kReady) {
     Send(lane, ReleaseFrame{e.request_id});
   } else if (lane.releases.size() < kMaxPendingReleases) {
@@ -141,12 +242,16 @@ void FetchClient::On(ClientMessage& e) {
   if (auto* ack = std::get_if<HelloAckFrame>(&e.frame.body)) return OnFrame(lane, *ack);
   if (auto* no = std::get_if<RefuseFrame>(&e.frame.body)) return OnFrame(lane, *no);
   if (auto* commit = std::get_if<CommitFrame>(&e.frame.body)) return OnFrame(lane, *commit);
+  if (auto* progress = std::get_if<ProgressFrame>(&e.frame.body)) return OnFrame(lane, *progress);
   Count(FetchReason::kMalformed);  // a frame that only a client sends
 }
 
 void FetchClient::OnFrame(Lane& lane, HelloAckFrame&) {
   if (lane.state != Lane::kHello) return;
   lane.state = Lane::kReady;
+  FetchWindow::Options window = options_.window;
+  window.target = std::max(window.target, 2 * (now_ - lane.hello_at));
+  lane.window.emplace(window);
   for (auto& [handle, f] : fetches_) {
     if (f->lane == lane.id && f->phase == Phase::kQueued) Ask(*f);
   }
@@ -162,7 +267,7 @@ void FetchClient::OnFrame(Lane& lane, RefuseFrame& no) {
   if (no.id.request.empty()) {
     const bool busy = no.reason == RefuseReason::kBusy;
     return CloseLane(lane, busy ? absl::ResourceExhaustedError(text) : absl::FailedPreconditionError(text),
-                     busy ? FetchReason::kBusy : FetchReason::kMismatch, /*restart=*/false);
+                     busy ? FetchReason::kBusy : FetchReason::kMismatch, busy && HasOtherLane(lane));
   }
   Fetch* f = Find(no.id, lane.id);
   if (f == nullptr) return;
@@ -198,12 +303,78 @@ void FetchClient::OnFrame(Lane& lane, CommitFrame& commit) {
     return Fail(*f, absl::DataLossError("the manifest does not match what was asked for"),
                 FetchReason::kChecksum);
   }
+  Heard(*f, /*moved=*/true);
   f->commit = std::move(commit);
   f->resend_at = absl::InfiniteFuture();
+  f->incomplete = 0;
+  for (size_t i = 0; i < f->blocks.size(); ++i) {
+    f->incomplete += f->commit->items[i].present && f->blocks[i].layers < options_.layout.layers;
+  }
+  ArmStraggler(*f, /*moved=*/true);
   CheckComplete(*f);
 }
 
-BulkVerdict FetchClient::StepBulk(LaneId lane, const FetchWireFrame& frame, size_t length, absl::Time now,
+void FetchClient::OnFrame(Lane& lane, ProgressFrame& progress) {
+  Fetch* f = Find(progress.id, lane.id);
+  if (f == nullptr) return;
+  Heard(*f, /*moved=*/false);
+  f->sent_by_peer = std::max(f->sent_by_peer, progress.sent);
+  ArmStraggler(*f, /*moved=*/false);
+}
+
+// Something was sent, as the sender says, and is not here.
+bool FetchClient::Lacks(const Fetch& f) const {
+  return (f.commit.has_value() && f.incomplete > 0) || f.received + f.under_way < f.sent_by_peer;
+}
+
+// `moved`: something came just now, so the rest may be on its way too.
+void FetchClient::ArmStraggler(Fetch& f, bool moved) {
+  if (!Lacks(f)) {
+    f.straggler_at = absl::InfiniteFuture();
+  } else if (moved || f.straggler_at == absl::InfiniteFuture()) {
+    f.straggler_at = now_ + options_.timings.straggler;
+    Arm(f.straggler_at);
+  }
+}
+
+std::optional<FetchReason> FetchClient::Misfit(const Fetch& f, const DataRange& range) const {
+  if (range.index >= f.blocks.size()) return FetchReason::kUnknownFetch;
+  if (range.slot != f.items[range.index].slot) return FetchReason::kStaleGeneration;
+  if (range.codec != kRawCodec) {
+    if (options_.codec == nullptr || !options_.codec->Decodes(static_cast<CodecId>(range.codec))) {
+      return FetchReason::kMalformed;
+    }
+    const bool whole = range.layer_begin == 0 && range.layer_end == options_.layout.layers;
+    if (!whole || range.length == 0 || range.length > options_.codec->MaxEncodedBytes(options_.layout)) {
+      return FetchReason::kWrongLength;
+    }
+  } else {
+    const bool inside = range.layer_begin < range.layer_end && range.layer_end <= options_.layout.layers;
+    if (!inside || range.length != (range.layer_end - range.layer_begin) * options_.layout.layer_bytes()) {
+      return FetchReason::kWrongLength;
+    }
+  }
+  for (const RangeSum& other : f.blocks[range.index].ranges) {
+    if (range.layer_begin < other.layer_end && other.layer_begin < range.layer_end) {
+      return FetchReason::kDuplicate;
+    }
+  }
+  return std::nullopt;
+}
+
+void FetchClient::Insert(Fetch& f, const DataRange& range) {
+  auto& ranges = f.blocks[range.index].ranges;
+  const auto at = std::find_if(ranges.begin(), ranges.end(),
+                               [&](const RangeSum& other) { return other.layer_begin >= range.layer_end; });
+  ranges.insert(at, RangeSum{range.layer_begin, range.layer_end, range.checksum});
+}
+
+std::span<std::byte> FetchClient::BytesOf(const Fetch& f, const DataRange& range) const {
+  return f.spec.slots[range.index].data().subspan(range.layer_begin * options_.layout.layer_bytes(),
+                                                  range.length);
+}
+
+BulkVerdict FetchClient::StepBulk(LaneId id, const FetchWireFrame& frame, size_t length, absl::Time now,
                                   ClientActions& actions) {
   now_ = now;
   auto drop = [&](FetchReason reason) {
@@ -211,73 +382,197 @@ BulkVerdict FetchClient::StepBulk(LaneId lane, const FetchWireFrame& frame, size
     return BulkVerdict{};
   };
   const auto* data = std::get_if<DataFrame>(&frame.body);
-  if (data == nullptr) return drop(FetchReason::kMalformed);
-  auto it = lanes_.find(lane);
+  const auto* batch = std::get_if<BatchFrame>(&frame.body);
+  if (data == nullptr && batch == nullptr) return drop(FetchReason::kMalformed);
+  auto it = lanes_.find(id);
   if (it == lanes_.end() || it->second.state != Lane::kReady) return drop(FetchReason::kUnknownFetch);
-  if (frame.receiver_boot != options_.boot_id || frame.sender_boot != it->second.peer.boot_id) {
+  Lane& lane = it->second;
+  if (frame.receiver_boot != options_.boot_id || frame.sender_boot != lane.peer.boot_id) {
     return drop(FetchReason::kStaleBoot);
   }
-  Fetch* f = Find(data->id, lane);
-  if (f == nullptr || data->index >= f->blocks.size()) return drop(FetchReason::kUnknownFetch);
-  if (data->slot != f->items[data->index].slot) return drop(FetchReason::kStaleGeneration);
-  // Whole blocks only; the range is there for layer-wise streaming.
-  const std::span<std::byte> dst = f->spec.slots[data->index].data();
-  if (length != dst.size() || data->length != length || data->layer_begin != 0 ||
-      data->layer_end != options_.layout.layers) {
-    return drop(FetchReason::kWrongLength);
+  const FetchId& fetch_id = data != nullptr ? data->id : batch->id;
+  Fetch* f = Find(fetch_id, id);
+  if (f == nullptr) {
+    // Ended here, and its ABORT was lost or overtook the FETCH: without credits the peer would wait for long.
+    FetchWireFrame abort{.sender_boot = options_.boot_id, .receiver_boot = lane.peer.boot_id};
+    abort.body = AbortFrame{fetch_id};
+    actions.push_back(ClientSend{id, EncodeFetchFrame(abort)});
+    return drop(FetchReason::kUnknownFetch);
   }
-  Block& block = f->blocks[data->index];
-  if (block.state != Block::kMissing) return drop(FetchReason::kDuplicate);
-  block.state = Block::kReceiving;
-  block.receive = next_receive_++;
-  ++f->receiving;
-  receives_[block.receive] = {f->handle, data->index};
-  return BulkVerdict{block.receive, dst};
+  // Twice: what was under way of an aborted fetch weighs on the lane here, and not any more there.
+  if (lane.receiving + length > 2 * options_.window.max) return drop(FetchReason::kOverCredit);
+  Receive receive{id, f->handle, f->try_number, length, {}, {}, nullptr};
+  BulkVerdict verdict{next_receive_, {}};
+  if (data != nullptr) {
+    if (const auto reason = Misfit(*f, data->range)) return drop(*reason);
+    if (data->range.length != length) return drop(FetchReason::kWrongLength);
+    Insert(*f, data->range);
+    receive.range = data->range;
+    if (data->range.codec == kRawCodec) {
+      verdict.dst = BytesOf(*f, data->range);
+    } else {
+      receive.buffer.reset(new std::byte[length]);
+      verdict.dst = {receive.buffer.get(), length};
+    }
+    ++f->receiving;
+  } else {
+    if (batch->length != length || length > kMaxBatchBytes || batch->count == 0) {
+      return drop(FetchReason::kWrongLength);
+    }
+    receive.batch = *batch;
+    receive.buffer.reset(new std::byte[length]);
+    verdict.dst = {receive.buffer.get(), length};
+    ++f->batches;
+  }
+  lane.receiving += length;
+  f->under_way += length;
+  Heard(*f, /*moved=*/true);
+  receives_.emplace(next_receive_++, std::move(receive));
+  return verdict;
 }
 
 void FetchClient::On(ClientBulkDone& e) {
   auto it = receives_.find(e.receive);
-  if (it == receives_.end()) return;  // given up: its slot is in quarantine
-  const auto [handle, index] = it->second;
+  if (it == receives_.end()) return;  // given up: what it writes to is in quarantine
+  Receive& receive = it->second;
+  if (auto lane = lanes_.find(receive.lane); lane != lanes_.end()) lane->second.receiving -= receive.bytes;
+  if (receive.range.codec != kRawCodec && StartDecoding(receive, e.status)) {
+    out_.push_back(ClientDecode{e.receive,
+                                {receive.buffer.get(), receive.bytes},
+                                fetches_.at(receive.handle)->spec.slots[receive.range.index].data()});
+    return;
+  }
+  Ended(e.receive, e.status);
+}
+
+void FetchClient::On(ClientDecoded& e) { Ended(e.receive, e.status); }
+
+// A payload came whole and is still wanted: until it is decoded its slot counts as being written to.
+bool FetchClient::StartDecoding(Receive& receive, const absl::Status& status) {
+  auto it = fetches_.find(receive.handle);
+  if (!status.ok() || it == fetches_.end()) return false;
+  Fetch& f = *it->second;
+  if (f.phase != Phase::kAsked || f.try_number != receive.try_number ||
+      PayloadChecksum({receive.buffer.get(), receive.bytes}) != receive.range.checksum) {
+    return false;
+  }
+  receive.decoding = true;
+  --f.receiving, ++f.decoding;
+  return true;
+}
+
+// Nothing writes for the receive any more.
+void FetchClient::Ended(uint64_t id, const absl::Status& status) {
+  auto it = receives_.find(id);
+  if (it == receives_.end()) return;  // given up: what it writes to is in quarantine
+  const Receive receive = std::move(it->second);
   receives_.erase(it);
-  Fetch& f = *fetches_.at(handle);
-  Block& block = f.blocks[index];
-  --f.receiving;
-  block.receive = 0;
-  block.state = Block::kMissing;
+  auto fetch = fetches_.find(receive.handle);
+  if (fetch == fetches_.end()) return;  // of a batch only: its buffer goes now
+  Fetch& f = *fetch->second;
+  const bool batch = receive.batch.has_value();
+  if (!batch) --(receive.decoding ? f.decoding : f.receiving);
+  if (f.try_number == receive.try_number) {
+    if (batch) --f.batches;
+    f.under_way -= receive.bytes;
+  }
   if (f.phase == Phase::kEnding) {
-    if (f.receiving == 0) Finish(f);
+    if (!batch && !Written(f)) Finish(f);
     return;
   }
   if (f.phase == Phase::kBackoff) return Arm(now_);
-  if (!e.status.ok()) return Restart(f, e.status);
-  block.state = Block::kReceived;
-  block.checksum = PayloadChecksum(f.spec.slots[index].data());
+  if (f.phase != Phase::kAsked || f.try_number != receive.try_number) return;
+  const bool counts = batch ? TakeBatch(f, receive, status) : TakeRange(f, receive, status);
+  if (!counts) return;
+  // The fetch may be at its end: credits for what else is on its lane are due all the same.
+  f.received += receive.bytes;
+  Lane& lane = lanes_.at(receive.lane);
+  lane.uncredited += receive.bytes;
+  lane.window->OnArrived(receive.bytes, now_);
+  Heard(f, /*moved=*/true);
+  ArmStraggler(f, /*moved=*/true);
   CheckComplete(f);
+  if (auto left = lanes_.find(receive.lane); left != lanes_.end()) SendCredits(left->second);
+}
+
+// False: nothing of it counts (the fetch may have ended).
+bool FetchClient::TakeRange(Fetch& f, const Receive& receive, const absl::Status& status) {
+  if (!status.ok() && !receive.decoding) {
+    Restart(f, status);
+    return false;
+  }
+  // A payload was verified before it was decoded; one that is not being decoded did not pass.
+  const bool good = receive.range.codec != kRawCodec
+                        ? receive.decoding && status.ok()
+                        : PayloadChecksum(BytesOf(f, receive.range)) == receive.range.checksum;
+  if (!good) {
+    const std::string why = status.ok() ? "" : absl::StrCat(": ", status.message());
+    Fail(f, absl::DataLossError("a block arrived damaged" + why), FetchReason::kChecksum);
+    return false;
+  }
+  Arrived(f, receive.range);
+  return true;
+}
+
+bool FetchClient::TakeBatch(Fetch& f, const Receive& receive, const absl::Status& status) {
+  if (!status.ok()) {
+    Restart(f, status);
+    return false;
+  }
+  const std::span<const std::byte> bytes(receive.buffer.get(), receive.bytes);
+  const auto ranges = DecodeDirectory(*receive.batch, bytes);
+  if (!ranges.ok()) {
+    Fail(f, ranges.status(), FetchReason::kChecksum);
+    return false;
+  }
+  size_t at = ranges->size() * kRangeBytes;
+  bool any = false;
+  for (const DataRange& range : *ranges) {
+    const std::span<const std::byte> from = bytes.subspan(at, range.length);
+    at += range.length;
+    auto reason = Misfit(f, range);
+    if (range.codec != kRawCodec) reason = FetchReason::kMalformed;  // payloads travel by themselves
+    if (reason.has_value()) {
+      Count(*reason);
+      continue;
+    }
+    if (PayloadChecksum(from) != range.checksum) {
+      Fail(f, absl::DataLossError("a block arrived damaged"), FetchReason::kChecksum);
+      return false;
+    }
+    std::memcpy(BytesOf(f, range).data(), from.data(), from.size());
+    Insert(f, range);
+    Arrived(f, range);
+    any = true;
+  }
+  return any;
+}
+
+void FetchClient::Arrived(Fetch& f, const DataRange& range) {
+  Block& block = f.blocks[range.index];
+  block.layers += range.layer_end - range.layer_begin;
+  if (block.layers == options_.layout.layers && f.commit.has_value()) {
+    f.incomplete -= f.commit->items[range.index].present;
+  }
 }
 
 void FetchClient::CheckComplete(Fetch& f) {
-  if (!f.commit.has_value()) return;
+  if (!f.commit.has_value() || f.incomplete > 0) return;
   const CommitFrame& commit = *f.commit;
   uint32_t blocks = 0;
-  for (size_t i = 0; i < f.blocks.size(); ++i) {
+  bool equal = true;
+  for (size_t i = 0; i < f.blocks.size() && equal; ++i) {
     if (!commit.items[i].present) continue;
     ++blocks;
-    if (f.blocks[i].state != Block::kReceived) {
-      f.straggler_at = now_ + options_.timings.straggler;
-      return Arm(f.straggler_at);
-    }
+    equal = BlockSum(f.blocks[i].ranges) == commit.items[i].sum;
   }
-  bool equal = blocks == commit.blocks && commit.bytes == blocks * options_.layout.block_bytes() &&
-               commit.digest == ManifestDigest(f.items, commit.items);
-  for (size_t i = 0; i < f.blocks.size() && equal; ++i) {
-    equal = !commit.items[i].present || f.blocks[i].checksum == commit.items[i].checksum;
-  }
+  equal = equal && blocks == commit.blocks && commit.bytes == blocks * options_.layout.block_bytes() &&
+          commit.digest == ManifestDigest(f.items, commit.items);
   if (!equal) {
     return Fail(f, absl::DataLossError("what arrived is not what the manifest says"), FetchReason::kChecksum);
   }
   // A block that arrived though the manifest knows nothing of it is still being written: not done yet.
-  if (f.receiving > 0) return;
+  if (Written(f)) return;
   Send(lanes_.at(f.lane), CommitAckFrame{commit.id});
   Finish(f);
 }
@@ -292,9 +587,7 @@ void FetchClient::Restart(Fetch& f, const absl::Status& why) {
         FetchReason::kUnavailable);
   }
   f.phase = Phase::kBackoff;
-  f.commit.reset();
-  f.resend_at = f.straggler_at = absl::InfiniteFuture();
-  for (Block& block : f.blocks) block = Block{};
+  ForgetTry(f);
   f.backoff_until = now_ + options_.timings.restart_backoff * (1 << (f.restarts - 1));
   Arm(f.backoff_until);
 }
@@ -308,7 +601,9 @@ void FetchClient::Fail(Fetch& f, absl::Status status, FetchReason reason) {
     Send(lane->second, AbortFrame{IdOf(f)});
   }
   f.phase = Phase::kEnding;
-  if (f.receiving == 0) return Finish(f);
+  if (!Written(f)) return Finish(f);
+  // Nothing more of it is placed.
+  if (f.receiving == 0) return;
   f.drain_until = now_ + options_.timings.drain;
   Arm(f.drain_until);
 }
@@ -324,6 +619,9 @@ void FetchClient::Finish(Fetch& f) {
     result.bytes = f.commit->bytes;
   }
   result.elapsed = now_ - f.started;
+  if (auto lane = lanes_.find(f.lane); lane != lanes_.end()) {
+    lane->second.uncredited -= f.received - f.credited;
+  }
   auto it = by_id_.find(IdKey(f.spec.request_id, f.spec.attempt, f.spec.part));
   if (it != by_id_.end() && it->second == f.handle) by_id_.erase(it);
   const uint64_t handle = f.handle;
@@ -331,13 +629,22 @@ void FetchClient::Finish(Fetch& f) {
   out_.push_back(ClientFinish{handle, std::move(result)});
 }
 
+bool FetchClient::HasOtherLane(const Lane& lane) const {
+  const auto it = lanes_of_peer_.find(PeerKey(lane.peer));
+  return it != lanes_of_peer_.end() && std::any_of(it->second.begin(), it->second.end(), [&](LaneId id) {
+           return id != lane.id && lanes_.at(id).state == Lane::kReady;
+         });
+}
+
 void FetchClient::CloseLane(Lane& lane, const absl::Status& why, FetchReason reason, bool restart) {
   if (lane.state == Lane::kClosing) return;
   lane.state = Lane::kClosing;
   lane.close_until = now_ + options_.timings.close_grace;
   Arm(lane.close_until);
-  auto it = lane_of_peer_.find(PeerKey(lane.peer));
-  if (it != lane_of_peer_.end() && it->second == lane.id) lane_of_peer_.erase(it);
+  if (auto it = lanes_of_peer_.find(PeerKey(lane.peer)); it != lanes_of_peer_.end()) {
+    std::erase(it->second, lane.id);
+    if (it->second.empty()) lanes_of_peer_.erase(it);
+  }
   out_.push_back(ClientClose{lane.id});
   std::vector<uint64_t> handles;
   for (auto& [handle, f] : fetches_) {
@@ -354,11 +661,7 @@ void FetchClient::CloseLane(Lane& lane, const absl::Status& why, FetchReason rea
       Fail(f, why, reason);
     } else {
       f.phase = Phase::kBackoff;
-      f.commit.reset();
-      f.resend_at = f.straggler_at = absl::InfiniteFuture();
-      for (Block& block : f.blocks) {
-        if (block.state == Block::kReceived) block = Block{};
-      }
+      ForgetTry(f);
       f.backoff_until = now_ + options_.timings.restart_backoff * (1 << (f.restarts - 1));
       Arm(f.backoff_until);
     }
@@ -380,19 +683,25 @@ void FetchClient::On(ClientLaneQuiesced& e) {
 
 // The endpoint did not quiesce: what may still be written leaves for good, the rest goes on.
 void FetchClient::GiveUpQuiescence(LaneId lane) {
+  absl::erase_if(receives_, [&](auto& item) {
+    Receive& receive = item.second;
+    if (receive.lane != lane) return false;
+    if (receive.buffer != nullptr) abandoned_.push_back(std::move(receive.buffer));
+    // Only what is decoded is written to the slot.
+    if (receive.batch.has_value() || (receive.range.codec != kRawCodec && !receive.decoding)) return true;
+    BlockLease& slot = fetches_.at(receive.handle)->spec.slots[receive.range.index];
+    if (slot.empty()) return true;  // it went with another range of it
+    Count(FetchReason::kQuarantined);
+    out_.push_back(ClientQuarantine{std::move(slot)});
+    return true;
+  });
   std::vector<uint64_t> handles;
   for (auto& [handle, f] : fetches_) {
-    if (f->lane == lane && f->receiving > 0) handles.push_back(handle);
+    if (f->lane == lane && Written(*f)) handles.push_back(handle);
   }
   for (uint64_t handle : handles) {
     Fetch& f = *fetches_.at(handle);
-    for (size_t i = 0; i < f.blocks.size(); ++i) {
-      if (f.blocks[i].state != Block::kReceiving) continue;
-      receives_.erase(f.blocks[i].receive);
-      Count(FetchReason::kQuarantined);
-      out_.push_back(ClientQuarantine{std::move(f.spec.slots[i])});
-    }
-    f.receiving = 0;
+    f.receiving = f.decoding = 0;
     if (f.phase != Phase::kEnding) {
       Count(FetchReason::kUnavailable);
       f.status = absl::UnavailableError("the endpoint could not be closed");
@@ -418,7 +727,9 @@ void FetchClient::TickFetch(Fetch& f) {
   if (f.phase == Phase::kEnding) {
     if (now_ < f.drain_until) return Arm(f.drain_until);
     f.drain_until = absl::InfiniteFuture();
-    return CloseLane(lanes_.at(f.lane), absl::UnavailableError("the endpoint was closed for another fetch"),
+    auto lane = lanes_.find(f.lane);
+    if (f.receiving == 0 || lane == lanes_.end()) return;  // the decoder ends by itself
+    return CloseLane(lane->second, absl::UnavailableError("the endpoint was closed for another fetch"),
                      FetchReason::kUnavailable, /*restart=*/true);
   }
   if (now_ >= f.spec.deadline) {
@@ -430,17 +741,18 @@ void FetchClient::TickFetch(Fetch& f) {
   }
   Arm(f.spec.deadline);
   if (f.phase == Phase::kBackoff) {
-    if (f.receiving > 0) return;  // waits for the old lane
+    if (Written(f)) return;  // waits for the old lane, or the decoder
     if (now_ >= f.backoff_until) return Enqueue(f);
     return Arm(f.backoff_until);
   }
   if (f.phase != Phase::kAsked) return;
-  if (now_ >= f.resend_at) return Ask(f);
-  if (f.receiving == 0 && now_ >= f.straggler_at) {
-    return Restart(f, absl::UnavailableError("data named by the manifest did not arrive"));
+  const bool idle = !Written(f) && f.batches == 0;
+  if (idle && now_ >= f.straggler_at) {
+    return Restart(f, absl::UnavailableError("data that was sent did not arrive"));
   }
+  if (idle) Arm(f.straggler_at);
+  if (now_ >= f.resend_at) return f.heard ? Poll(f) : Ask(f);
   Arm(f.resend_at);
-  if (f.receiving == 0) Arm(f.straggler_at);
 }
 
 void FetchClient::TickLane(Lane& lane) {
@@ -453,7 +765,7 @@ void FetchClient::TickLane(Lane& lane) {
   if (now_ >= lane.hello_until) {
     return CloseLane(
         lane, absl::UnavailableError(absl::StrCat("worker ", lane.peer.worker_id, " did not answer HELLO")),
-        FetchReason::kUnavailable, /*restart=*/false);
+        FetchReason::kUnavailable, HasOtherLane(lane));
   }
   Arm(lane.hello_until);
   if (now_ >= lane.resend_at) SendHello(lane);

@@ -24,6 +24,9 @@ enum class FrameType : uint8_t {
   kCommitAck,
   kAbort,
   kRelease,
+  kCredit,
+  kProgress,
+  kBatch,
 };
 
 uint64_t Sum(std::string_view bytes) { return PayloadChecksum(std::as_bytes(std::span(bytes))); }
@@ -50,6 +53,17 @@ class Writer {
     Int(id.part);
     Int(id.try_number);
   }
+  void Range(const DataRange& r) {
+    Int(r.index);
+    Int(r.slot.slot);
+    Int(r.slot.generation);
+    Int(r.layer_begin);
+    Int(r.layer_end);
+    Int(r.codec);
+    Int(r.length);
+    Int(r.checksum);
+  }
+  const std::string& bytes() const { return out_; }
   std::string Finish() {
     Int(Sum(out_));
     return std::move(out_);
@@ -105,6 +119,18 @@ class Reader {
     id.try_number = Int<uint32_t>();
     return id;
   }
+  DataRange Range() {
+    DataRange r;
+    r.index = Int<uint32_t>();
+    r.slot.slot = Int<uint32_t>();
+    r.slot.generation = Int<uint64_t>();
+    r.layer_begin = Int<uint32_t>();
+    r.layer_end = Int<uint32_t>();
+    r.codec = Int<uint8_t>();
+    r.length = Int<uint64_t>();
+    r.checksum = Int<uint64_t>();
+    return r;
+  }
   // A count of items of `item_bytes` each, all of which must be there; 0 after a failure.
   size_t Count(size_t item_bytes) {
     const size_t n = Int<uint32_t>();
@@ -140,6 +166,7 @@ void Put(Writer& w, const FetchFrame& f) {
   TP_CHECK(f.items.size() <= kMaxFetchKeys);
   w.Id(f.id);
   w.Int(f.time_left_ms);
+  w.Int(f.window);
   w.Int(static_cast<uint32_t>(f.items.size()));
   for (const FetchItem& item : f.items) {
     w.Key(item.key);
@@ -149,13 +176,7 @@ void Put(Writer& w, const FetchFrame& f) {
 }
 void Put(Writer& w, const DataFrame& f) {
   w.Id(f.id);
-  w.Int(f.index);
-  w.Int(f.slot.slot);
-  w.Int(f.slot.generation);
-  w.Int(f.layer_begin);
-  w.Int(f.layer_end);
-  w.Int(f.length);
-  w.Int(f.checksum);
+  w.Range(f.range);
 }
 void Put(Writer& w, const CommitFrame& f) {
   TP_CHECK(f.items.size() <= kMaxFetchKeys);
@@ -166,12 +187,28 @@ void Put(Writer& w, const CommitFrame& f) {
   w.Int(static_cast<uint32_t>(f.items.size()));
   for (const CommitItem& item : f.items) {
     w.Int(static_cast<uint8_t>(item.present));
-    w.Int(item.checksum);
+    w.Int(item.sum);
   }
 }
 void Put(Writer& w, const CommitAckFrame& f) { w.Id(f.id); }
 void Put(Writer& w, const AbortFrame& f) { w.Id(f.id); }
 void Put(Writer& w, const ReleaseFrame& f) { w.Str(f.request, kMaxIdBytes); }
+void Put(Writer& w, const CreditFrame& f) {
+  w.Id(f.id);
+  w.Int(f.received);
+  w.Int(f.window);
+  w.Int(static_cast<uint8_t>(f.poll));
+}
+void Put(Writer& w, const ProgressFrame& f) {
+  w.Id(f.id);
+  w.Int(f.sent);
+}
+void Put(Writer& w, const BatchFrame& f) {
+  w.Id(f.id);
+  w.Int(f.count);
+  w.Int(f.length);
+  w.Int(f.checksum);
+}
 
 HelloFrame GetHello(Reader& r) {
   HelloFrame f;
@@ -191,6 +228,7 @@ FetchFrame GetFetch(Reader& r) {
   FetchFrame f;
   f.id = r.Id();
   f.time_left_ms = r.Int<uint32_t>();
+  f.window = r.Int<uint64_t>();
   f.items.resize(r.Count(kFetchItemBytes));
   for (FetchItem& item : f.items) {
     item.key = r.Key();
@@ -202,13 +240,7 @@ FetchFrame GetFetch(Reader& r) {
 DataFrame GetData(Reader& r) {
   DataFrame f;
   f.id = r.Id();
-  f.index = r.Int<uint32_t>();
-  f.slot.slot = r.Int<uint32_t>();
-  f.slot.generation = r.Int<uint64_t>();
-  f.layer_begin = r.Int<uint32_t>();
-  f.layer_end = r.Int<uint32_t>();
-  f.length = r.Int<uint64_t>();
-  f.checksum = r.Int<uint64_t>();
+  f.range = r.Range();
   return f;
 }
 CommitFrame GetCommit(Reader& r) {
@@ -220,8 +252,30 @@ CommitFrame GetCommit(Reader& r) {
   f.items.resize(r.Count(kCommitItemBytes));
   for (CommitItem& item : f.items) {
     item.present = r.Int<uint8_t>() != 0;
-    item.checksum = r.Int<uint64_t>();
+    item.sum = r.Int<uint64_t>();
   }
+  return f;
+}
+CreditFrame GetCredit(Reader& r) {
+  CreditFrame f;
+  f.id = r.Id();
+  f.received = r.Int<uint64_t>();
+  f.window = r.Int<uint64_t>();
+  f.poll = r.Int<uint8_t>() != 0;
+  return f;
+}
+ProgressFrame GetProgress(Reader& r) {
+  ProgressFrame f;
+  f.id = r.Id();
+  f.sent = r.Int<uint64_t>();
+  return f;
+}
+BatchFrame GetBatch(Reader& r) {
+  BatchFrame f;
+  f.id = r.Id();
+  f.count = r.Int<uint32_t>();
+  f.length = r.Int<uint64_t>();
+  f.checksum = r.Int<uint64_t>();
   return f;
 }
 
@@ -285,11 +339,59 @@ absl::StatusOr<FetchWireFrame> DecodeFetchFrame(std::string_view bytes) {
     case FrameType::kRelease:
       frame.body = ReleaseFrame{r.Str(kMaxIdBytes)};
       break;
+    case FrameType::kCredit:
+      frame.body = GetCredit(r);
+      break;
+    case FrameType::kProgress:
+      frame.body = GetProgress(r);
+      break;
+    case FrameType::kBatch:
+      frame.body = GetBatch(r);
+      break;
     default:
       return absl::DataLossError("handoff frame of unknown type " + std::to_string(static_cast<int>(type)));
   }
   if (!r.Done()) return absl::DataLossError("handoff frame is cut short or too long");
   return frame;
+}
+
+uint64_t EncodeDirectory(std::span<const DataRange> ranges, std::span<std::byte> out) {
+  TP_CHECK(out.size() == ranges.size() * kRangeBytes);
+  Writer w;
+  for (const DataRange& r : ranges) w.Range(r);
+  if (!out.empty()) std::memcpy(out.data(), w.bytes().data(), out.size());
+  return Sum(w.bytes());
+}
+
+absl::StatusOr<std::vector<DataRange>> DecodeDirectory(const BatchFrame& batch,
+                                                       std::span<const std::byte> bytes) {
+  if (batch.count > bytes.size() / kRangeBytes) return absl::DataLossError("batch is shorter than it says");
+  const std::string_view front(reinterpret_cast<const char*>(bytes.data()), batch.count * kRangeBytes);
+  if (Sum(front) != batch.checksum) return absl::DataLossError("a batch's directory is damaged");
+  Reader r(front);
+  std::vector<DataRange> out(batch.count);
+  uint64_t left = bytes.size() - front.size();
+  for (DataRange& range : out) {
+    range = r.Range();
+    if (range.length > left) return absl::DataLossError("batch is shorter than its ranges");
+    left -= range.length;
+  }
+  if (left != 0) return absl::DataLossError("batch is longer than its ranges");
+  return out;
+}
+
+uint64_t BlockSum(std::span<const RangeSum> ranges) {
+  std::string bytes;
+  bytes.reserve(ranges.size() * 16);
+  auto put = [&](uint64_t v, int n) {
+    for (int b = 0; b < n; ++b) bytes.push_back(static_cast<char>(v >> (8 * b)));
+  };
+  for (const RangeSum& r : ranges) {
+    put(r.layer_begin, 4);
+    put(r.layer_end, 4);
+    put(r.checksum, 8);
+  }
+  return Sum(bytes);
 }
 
 uint64_t ManifestDigest(const std::vector<FetchItem>& asked, const std::vector<CommitItem>& items) {
@@ -299,9 +401,15 @@ uint64_t ManifestDigest(const std::vector<FetchItem>& asked, const std::vector<C
   for (size_t i = 0; i < items.size(); ++i) {
     if (!items[i].present) continue;
     bytes.append(reinterpret_cast<const char*>(asked[i].key.bytes.data()), asked[i].key.bytes.size());
-    for (int b = 0; b < 8; ++b) bytes.push_back(static_cast<char>(items[i].checksum >> (8 * b)));
+    for (int b = 0; b < 8; ++b) bytes.push_back(static_cast<char>(items[i].sum >> (8 * b)));
   }
   return Sum(bytes);
+}
+
+std::string HelloLayout(const BlockLayout& layout, const BlockCodec* codec) {
+  std::string out = layout.ToString();
+  if (codec != nullptr && codec->id() != CodecId::kNone) out += " kv.codec " + std::string(codec->name());
+  return out;
 }
 
 }  // namespace tidepool

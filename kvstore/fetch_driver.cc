@@ -4,6 +4,12 @@
 #include "kvstore/fetch_codec.h"
 
 namespace tidepool {
+namespace {
+
+// So many frames that do not decode end their connection.
+constexpr int kMaxMalformed = 16;
+
+}  // namespace
 
 void FetchDriver::Do(ClientConnect& a) {
   auto endpoint = transport().Connect(a.address);
@@ -30,6 +36,7 @@ void FetchDriver::Do(ClientClose& a) {
   auto quiesced = [this, lane = a.lane] {
     if (auto it = endpoint_of.find(lane); it != endpoint_of.end()) {
       lane_of.erase(it->second);
+      malformed.erase(it->second);
       endpoint_of.erase(it);
     }
     Run(client.Step(ClientLaneQuiesced{lane}, Now()));
@@ -43,6 +50,7 @@ void FetchDriver::Do(ClientClose& a) {
 }
 
 void FetchDriver::Do(ClientFinish& a) {
+  a.result.transport = transport().Name();
   if (a.result.status.ok()) {
     probe.duration.Observe(absl::ToDoubleSeconds(a.result.elapsed));
     probe.bytes_in.Add(a.result.bytes);
@@ -70,7 +78,55 @@ void FetchDriver::Do(ServerSendBulk& a) {
 }
 
 void FetchDriver::Do(ServerClose& a) {
-  transport().Close(a.lane, [this, lane = a.lane] { Run(server.Step(ServerLaneQuiesced{lane}, Now())); });
+  transport().Close(a.lane, [this, lane = a.lane] {
+    malformed.erase(lane);
+    Run(server.Step(ServerLaneQuiesced{lane}, Now()));
+  });
+}
+
+void FetchDriver::Do(ServerLoad& a) {
+  auto slot = std::make_shared<BlockLease>(std::move(a.slot));
+  auto done = [box = mailbox, slot, load = a.load](absl::StatusOr<BlockTier::Record> record) {
+    box->Put(ServerLoaded{load, std::move(*slot), std::move(record)});
+  };
+  reads[a.load] = options.disk->Read(a.key, {}, slot->data(), a.timeout, std::move(done));
+}
+
+void FetchDriver::Do(ServerCancelLoad& a) {
+  if (auto it = reads.find(a.load); it != reads.end()) options.disk->CancelRead(it->second);
+}
+
+int FetchDriver::DrainLoads() {
+  std::vector<ServerLoaded> answers;
+  {
+    std::lock_guard lock(mailbox->mu);
+    answers.swap(mailbox->answers);
+  }
+  for (ServerLoaded& loaded : answers) {
+    reads.erase(loaded.load);
+    Run(server.Step(std::move(loaded), Now()));
+  }
+  return static_cast<int>(answers.size());
+}
+
+int FetchDriver::DrainCoder() {
+  if (coder == nullptr) return 0;
+  std::vector<FetchCoder::Result> results = coder->TakeResults();
+  for (FetchCoder::Result& result : results) {
+    if (auto* encoded = std::get_if<ServerEncoded>(&result)) {
+      Run(server.Step(std::move(*encoded), Now()));
+    } else {
+      Run(client.Step(std::move(std::get<ClientDecoded>(result)), Now()));
+    }
+  }
+  return static_cast<int>(results.size());
+}
+
+void FetchDriver::CloseMailbox() {
+  coder.reset();
+  std::lock_guard lock(mailbox->mu);
+  mailbox->transport = nullptr;
+  mailbox->answers.clear();
 }
 
 void FetchDriver::Do(ServerLeaseExpired& a) {
@@ -79,14 +135,9 @@ void FetchDriver::Do(ServerLeaseExpired& a) {
 }
 
 void FetchDriver::OnMessage(EndpointId from, std::string_view message) {
-  // An Offer submitted before the peer could know of it is found by the peer's FETCH.
-  DrainSubmissions();
   auto frame = DecodeFetchFrame(message);
   auto it = lane_of.find(from);
-  if (!frame.ok()) {
-    spdlog::warn("kv frame dropped: {}", std::string(frame.status().message()));
-    return probe.Count(FetchReason::kMalformed);
-  }
+  if (!frame.ok()) return OnMalformed(from, frame.status());
   if (it != lane_of.end()) {
     Run(client.Step(ClientMessage{it->second, std::move(*frame)}, Now()));
   } else {
@@ -98,16 +149,37 @@ BulkSink FetchDriver::OnBulk(EndpointId from, std::string_view header, size_t le
   auto frame = DecodeFetchFrame(header);
   auto it = lane_of.find(from);
   if (!frame.ok() || it == lane_of.end()) {
-    probe.Count(FetchReason::kMalformed);
+    OnMalformed(from, frame.ok() ? absl::InvalidArgumentError("DATA that nobody asked for") : frame.status());
     return {};
   }
-  ClientActions counts;
-  const BulkVerdict verdict = client.StepBulk(it->second, *frame, length, Now(), counts);
-  Run(std::move(counts));
+  ClientActions actions;
+  const BulkVerdict verdict = client.StepBulk(it->second, *frame, length, Now(), actions);
+  // The transport is in the middle of its own work: what is to be sent waits.
+  for (ClientAction& action : actions) {
+    if (auto* count = std::get_if<ClientCount>(&action)) {
+      Do(*count);
+    } else {
+      later.push_back([this, a = std::move(std::get<ClientSend>(action))]() mutable { Do(a); });
+    }
+  }
   if (verdict.dst.empty()) return {};
   return BulkSink{verdict.dst, [this, receive = verdict.receive](absl::Status s) {
                     Run(client.Step(ClientBulkDone{receive, std::move(s)}, Now()));
                   }};
+}
+
+void FetchDriver::OnMalformed(EndpointId from, const absl::Status& why) {
+  probe.Count(FetchReason::kMalformed);
+  if (Now() >= next_malformed_warning) {
+    next_malformed_warning = Now() + absl::Seconds(1);
+    spdlog::warn("kv frame dropped: {}", std::string(why.message()));
+  }
+  if (++malformed[from] != kMaxMalformed) return;
+  // The transport is in the middle of its own work.
+  later.push_back([this, from] {
+    if (!malformed.contains(from)) return;  // gone meanwhile
+    OnEndpointDown(from, absl::UnavailableError("the peer sends frames that do not decode"));
+  });
 }
 
 void FetchDriver::OnEndpointDown(EndpointId endpoint, absl::Status why) {
@@ -140,8 +212,7 @@ void FetchDriver::Tick(absl::Time now) {
 
 void FetchDriver::Publish() {
   fetches_in.store(server.active());
-  offers.store(server.offers());
-  probe.held_blocks.Set(static_cast<double>(server.held_blocks() + server.offers()));
+  probe.held_blocks.Set(static_cast<double>(server.held_blocks() + offer_table->size()));
 }
 
 int FetchDriver::DrainLater() {
@@ -157,6 +228,9 @@ int FetchDriver::DrainLater() {
 int FetchDriver::Poll() {
   int events = transport().Progress();
   events += DrainSubmissions();
+  if (offers_moved.exchange(false)) Run(server.Step(ServerOffersMoved{}, Now()));
+  events += DrainLoads();
+  events += DrainCoder();
   events += DrainLater();
   // After Progress: what has completed in time is not judged late.
   Tick(Now());

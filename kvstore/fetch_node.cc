@@ -4,6 +4,7 @@
 #include <thread>
 #include <utility>
 
+#include "kvstore/arena_link.h"
 #include "kvstore/fetch_codec.h"
 #include "kvstore/fetch_driver.h"
 
@@ -17,7 +18,7 @@ constexpr absl::Duration kMaxSleep = absl::Seconds(60);
 // The shutdown's limit in the process's own time, above the cores' close_grace.
 constexpr absl::Duration kShutdownLimit = absl::Seconds(6);
 
-absl::Status CheckSpec(const FetchSpec& spec, const BlockLayout& layout) {
+absl::Status CheckSpec(const FetchSpec& spec, const BlockPool* pool) {
   if (spec.request_id.empty() || spec.request_id.size() > kMaxIdBytes) {
     return absl::InvalidArgumentError("fetch: request_id must have 1 to 128 bytes");
   }
@@ -33,9 +34,7 @@ absl::Status CheckSpec(const FetchSpec& spec, const BlockLayout& layout) {
                                       " keys exceed the limit of 4096; split the fetch into parts");
   }
   for (const BlockLease& slot : spec.slots) {
-    if (slot.empty() || slot.data().size() != layout.block_bytes()) {
-      return absl::InvalidArgumentError("fetch: a slot is empty or of another pool's size");
-    }
+    if (slot.owner() != pool) return absl::InvalidArgumentError("fetch: a slot is empty or of another pool");
   }
   return absl::OkStatus();
 }
@@ -48,9 +47,12 @@ struct FetchNode::Impl : FetchDriver {
   void Loop();
   void Sleep();
   void Shutdown();
+  void FetchByTransport(FetchSpec spec, std::function<void(FetchResult)> done);
 
   std::atomic<bool> stop{false};
   std::thread thread;
+  std::unique_ptr<ArenaLink> link;  // null: nothing is shared with processes of this host
+  const std::string no_arena;
 };
 
 void FetchNode::Impl::Sleep() {
@@ -99,7 +101,32 @@ absl::StatusOr<std::unique_ptr<FetchNode>> FetchNode::Start(Options options) {
     return absl::InvalidArgumentError(
         "fetch node: worker_id must have 1 to 128 bytes, boot_id 1 to 64, fingerprint at most 128");
   }
+  const FetchFlow& flow = options.flow;
+  if (options.lanes == 0 || options.lanes > 64 || flow.window_bytes == 0 || flow.unit_bytes == 0 ||
+      flow.quantum == 0 || flow.max_sends == 0 || flow.max_loads == 0 || flow.batch_bytes > kMaxBatchBytes) {
+    return absl::InvalidArgumentError(
+        "fetch node: lanes must be 1 to 64, flow.batch_bytes at most 1 MiB, and of the rest of flow nothing "
+        "0");
+  }
   auto impl = std::make_unique<Impl>(std::move(options));
+  if (impl->options.share_arena) {
+    const Options& o = impl->options;
+    impl->link = std::make_unique<ArenaLink>(ArenaLink::Options{
+        .worker_id = o.worker_id,
+        .boot_id = o.boot_id,
+        .fingerprint = o.fingerprint,
+        .pool = o.pool,
+        .offers = impl->offer_table,
+        .clock = o.clock,
+        .metrics = o.metrics,
+        .otherwise = [raw = impl.get()](
+                         FetchSpec spec,
+                         ArenaLink::Done done) { raw->FetchByTransport(std::move(spec), std::move(done)); },
+        .abort_otherwise =
+            [raw = impl.get()](const std::string& request, uint32_t attempt) {
+              raw->Submit(ClientCancel{request, attempt});
+            }});
+  }
   impl->thread = std::thread([raw = impl.get()] { raw->Loop(); });
   return std::unique_ptr<FetchNode>(new FetchNode(std::move(impl)));
 }
@@ -107,61 +134,89 @@ absl::StatusOr<std::unique_ptr<FetchNode>> FetchNode::Start(Options options) {
 FetchNode::FetchNode(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 FetchNode::~FetchNode() {
+  impl_->link.reset();
   impl_->stop.store(true);
   impl_->transport().Wake();
   impl_->thread.join();
+  impl_->CloseMailbox();
   // Before the cores: whatever it still holds of theirs ends here.
   impl_->options.transport.reset();
 }
 
 const std::string& FetchNode::address() const { return impl_->address; }
+const std::string& FetchNode::arena_address() const {
+  return impl_->link != nullptr ? impl_->link->address() : impl_->no_arena;
+}
 std::string_view FetchNode::transport_name() const { return impl_->options.transport->Name(); }
 
+static void Refuse(FetchSpec& spec, const std::function<void(FetchResult)>& done, absl::Status status) {
+  FetchResult result;
+  result.status = std::move(status);
+  result.filled.assign(spec.slots.size(), false);
+  result.slots = std::move(spec.slots);
+  done(std::move(result));
+}
+
 void FetchNode::Fetch(FetchSpec spec, std::function<void(FetchResult)> done) {
-  auto refuse = [&](absl::Status status) {
-    FetchResult result;
-    result.status = std::move(status);
-    result.filled.assign(spec.slots.size(), false);
-    result.slots = std::move(spec.slots);
-    done(std::move(result));
-  };
-  if (absl::Status s = CheckSpec(spec, impl_->options.pool->layout()); !s.ok()) return refuse(std::move(s));
-  if (impl_->fetches_out.fetch_add(1) >= impl_->options.max_fetches) {
-    impl_->fetches_out.fetch_sub(1);
-    impl_->probe.Count(FetchReason::kBusy);
-    return refuse(absl::ResourceExhaustedError("fetch: " + std::to_string(impl_->options.max_fetches) +
+  if (absl::Status s = CheckSpec(spec, impl_->options.pool); !s.ok()) return Refuse(spec, done, std::move(s));
+  if (impl_->link != nullptr && impl_->link->Fetch(spec, done)) return;
+  impl_->FetchByTransport(std::move(spec), std::move(done));
+}
+
+void FetchNode::Impl::FetchByTransport(FetchSpec spec, std::function<void(FetchResult)> done) {
+  if (fetches_out.fetch_add(1) >= options.max_fetches) {
+    fetches_out.fetch_sub(1);
+    probe.Count(FetchReason::kBusy);
+    return Refuse(spec, done,
+                  absl::ResourceExhaustedError("fetch: " + std::to_string(options.max_fetches) +
                                                " fetches are under way, the limit (max_fetches)"));
   }
   Submission submission = FetchSubmission{std::move(spec), std::move(done)};
-  if (impl_->queue.TryPush(submission)) return impl_->transport().Wake();
-  impl_->fetches_out.fetch_sub(1);
-  impl_->probe.Count(FetchReason::kBusy);
+  if (queue.TryPush(submission)) return transport().Wake();
+  fetches_out.fetch_sub(1);
+  probe.Count(FetchReason::kBusy);
   auto& back = std::get<FetchSubmission>(submission);
-  spec = std::move(back.spec);
-  done = std::move(back.done);
-  refuse(absl::ResourceExhaustedError("fetch: the node's queue is full"));
+  Refuse(back.spec, back.done, absl::ResourceExhaustedError("fetch: the node's queue is full"));
 }
 
 void FetchNode::Abort(const std::string& request_id, uint32_t attempt) {
+  if (impl_->link != nullptr) impl_->link->Abort(request_id, attempt);
   // Should the queue be full, the fetch's deadline ends it.
   impl_->Submit(ClientCancel{request_id, attempt});
 }
 
 void FetchNode::Offer(const std::string& request_id, const BlockKey& key, BlockLease lease) {
-  if (!impl_->Submit(ServerOffer{request_id, key, std::move(lease)})) impl_->probe.offers_dropped.Add();
+  impl_->Offer(request_id, key, std::move(lease), impl_->options.pool->layout().layers);
 }
 
-void FetchNode::ReleaseOffers(const std::string& request_id) {
-  // Should the queue be full, the offers' lease ends them.
-  impl_->Submit(ServerReleaseOffers{request_id});
+void FetchNode::Offer(const std::string& request_id, const BlockKey& key, BlockLease lease,
+                      uint32_t layers_ready) {
+  impl_->Offer(request_id, key, std::move(lease), layers_ready);
 }
+
+void FetchNode::AdvanceOffer(const std::string& request_id, uint32_t layers_ready) {
+  impl_->AdvanceOffer(request_id, {}, layers_ready);
+}
+
+void FetchNode::AdvanceOffer(const std::string& request_id, std::span<const BlockKey> keys,
+                             uint32_t layers_ready) {
+  if (!keys.empty()) impl_->AdvanceOffer(request_id, keys, layers_ready);
+}
+
+void FetchNode::RevokeOffers(const std::string& request_id) { impl_->RevokeOffers(request_id); }
+
+void FetchNode::ReleaseOffers(const std::string& request_id) { impl_->ReleaseOffers(request_id); }
 
 void FetchNode::SendRelease(const PeerAddress& peer, const std::string& request_id) {
   if (request_id.size() > kMaxIdBytes || peer.boot_id.size() > kMaxBootIdBytes) return;  // offered to nobody
+  if (impl_->link != nullptr && impl_->link->SendRelease(peer, request_id)) return;
   impl_->Submit(ClientRelease{peer, request_id});
 }
 
-size_t FetchNode::offers() const { return impl_->offers.load(); }
-size_t FetchNode::active_fetches() const { return impl_->fetches_out.load() + impl_->fetches_in.load(); }
+size_t FetchNode::offers() const { return impl_->offer_table->size(); }
+size_t FetchNode::active_fetches() const {
+  return impl_->fetches_out.load() + impl_->fetches_in.load() +
+         (impl_->link != nullptr ? impl_->link->active() : 0);
+}
 
 }  // namespace tidepool

@@ -29,12 +29,13 @@ enum class FetchReason : uint8_t {
   kStaleGeneration,  // for a slot that has moved on
   kWrongLength,
   kDuplicate,
+  kOverCredit,  // more bytes on their way than were granted
 };
-inline constexpr size_t kFetchReasons = static_cast<size_t>(FetchReason::kDuplicate) + 1;
+inline constexpr size_t kFetchReasons = static_cast<size_t>(FetchReason::kOverCredit) + 1;
 inline constexpr std::array<std::string_view, kFetchReasons> kFetchReasonNames = {
     "unavailable",   "mismatch",         "deadline",     "cancelled", "checksum",
     "busy",          "failed",           "quarantined",  "malformed", "stale_boot",
-    "unknown_fetch", "stale_generation", "wrong_length", "duplicate"};
+    "unknown_fetch", "stale_generation", "wrong_length", "duplicate", "over_credit"};
 
 // Timings of the handoff. All are durations on this process's own clock.
 struct FetchTimings {
@@ -51,6 +52,28 @@ struct FetchTimings {
   absl::Duration close_grace = absl::Seconds(5);            // force-close without quiescence: quarantine
   absl::Duration restart_backoff = absl::Milliseconds(50);  // doubles with every restart of a fetch
   int max_tries = 5;
+};
+
+// How much of the handoff is under way at once, and in what pieces.
+struct FetchFlow {
+  // A receiver lets each sender have at most so many bytes on their way over one connection; less where the
+  // link is slow (fetch_window.h).
+  uint64_t window_bytes = 32 << 20;
+  // Bytes that may be queued in front of a fetch that comes next, as the time they take to arrive.
+  absl::Duration window_target = absl::Milliseconds(10);
+  // Ranges of a block below `batch_below` bytes travel together, up to `batch_bytes` in a transfer (at most
+  // kMaxBatchBytes; 0: never); larger ones each by itself, up to `unit_bytes` (but at least a layer).
+  uint64_t batch_below = 64 << 10;
+  uint64_t batch_bytes = 256 << 10;
+  uint64_t unit_bytes = 2 << 20;
+  uint64_t quantum = 256 << 10;  // of deficit round robin between requests and between connections
+  // Transfers to peers in flight, over all connections. One connection has at most as many as it leaves
+  // free: by itself half, and beside others that take nothing at least one, even beyond the limit.
+  size_t max_sends = 32;
+  // Reads from the lower tier for peers under way, and bytes of slots that they fill until these are sent,
+  // shared by the connections in the same way; so are blocks being encoded, and payloads until they are sent.
+  size_t max_loads = 16;
+  uint64_t max_load_bytes = 128 << 20;
 };
 
 }  // namespace tidepool

@@ -14,7 +14,9 @@
 #include <thread>
 #include <vector>
 
+#include "kvstore/block_tier.h"
 #include "kvstore/fetch_node.h"
+#include "tests/kvstore/fake_block_tier.h"
 #include "tests/kvstore/fetch_test_util.h"
 
 namespace tidepool {
@@ -69,6 +71,9 @@ struct NodeSpec {
   BlockLayout layout = {.layers = 4, .kv_heads = 2, .head_dim = 64, .block_tokens = 32};  // 128 KiB
   uint32_t slots = 64;
   absl::Duration offer_lease = absl::Seconds(30);
+  BlockTier* disk = nullptr;
+  const BlockCodec* codec = nullptr;
+  size_t lanes = 1;
 };
 
 // A node, its pool and its metrics.
@@ -85,7 +90,10 @@ struct TestNode {
                                      .pool = pool.get(),
                                      .transport = factory(),
                                      .metrics = &metrics,
-                                     .offer_lease = spec.offer_lease});
+                                     .offer_lease = spec.offer_lease,
+                                     .disk = spec.disk,
+                                     .codec = spec.codec,
+                                     .lanes = spec.lanes});
     EXPECT_TRUE(started.ok()) << started.status();
     node = std::move(*started);
   }
@@ -102,7 +110,7 @@ struct TestNode {
       const uint64_t seed = first + keys.size();
       Fill(slot.data(), seed);
       keys.push_back(TestKey(seed));
-      pool->Publish(std::move(slot), keys.back());
+      pool->Publish(std::move(slot), {.key = keys.back()});
     }
     return keys;
   }
@@ -217,6 +225,99 @@ TEST_P(FetchNodeContract, ReleaseOffersFreesThemAtOnce) {
   EXPECT_TRUE(Eventually([&] { return b->node->offers() == 3; }));
   b->node->ReleaseOffers("req");
   EXPECT_TRUE(Eventually([&] { return b->node->offers() == 0 && b->pool->stats().leased == 0; }));
+}
+
+TEST_P(FetchNodeContract, AGrowingOfferIsStreamedAndFilledWhenItsLastLayerIsReady) {
+  auto a = Node({.worker = "a", .boot = "ba"});
+  auto b = Node({.worker = "b", .boot = "bb"});
+  auto slots = b->Slots(3);
+  for (uint64_t i = 0; i < 3; ++i) b->node->Offer("req", TestKey(70 + i), slots[i].Clone(), 0);
+  Waiter w;
+  a->node->Fetch(Spec(*a, b->peer(), {TestKey(70), TestKey(71), TestKey(72)}), w.Callback());
+  const BlockLayout& layout = b->spec.layout;
+  std::vector<std::byte> whole(layout.block_bytes());
+  for (uint32_t layer = 0; layer < layout.layers; ++layer) {
+    EXPECT_EQ(w.times(), 0);
+    for (uint64_t i = 0; i < 3; ++i) {
+      Fill(whole, 70 + i);
+      const size_t at = layer * layout.layer_bytes();
+      std::memcpy(slots[i].data().data() + at, whole.data() + at, layout.layer_bytes());
+    }
+    b->node->AdvanceOffer("req", layer + 1);
+    // All layers but the last are sent before that one is computed.
+    if (layer + 2 == layout.layers) {
+      EXPECT_TRUE(Eventually([&] {
+        return b->Metric("tidepool_kv_transfer_bytes_total{direction=\"out\"}") >=
+               3 * (layout.layers - 1) * layout.layer_bytes();
+      }));
+    }
+  }
+  ASSERT_TRUE(w.Get().status.ok()) << w.Get().status;
+  for (uint64_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(w.Get().filled[i]);
+    EXPECT_TRUE(Holds(w.Get().slots[i].data(), 70 + i));
+  }
+}
+
+TEST_P(FetchNodeContract, ARevokedOfferIsAbsentAndLeaksNothing) {
+  auto a = Node({.worker = "a", .boot = "ba"});
+  auto b = Node({.worker = "b", .boot = "bb"});
+  auto keys = b->Publish(1, 2);
+  b->node->Offer("req", TestKey(70), std::move(b->Slots(1)[0]), 2);
+  keys.push_back(TestKey(70));
+  Waiter w;
+  a->node->Fetch(Spec(*a, b->peer(), keys), w.Callback());
+  EXPECT_TRUE(
+      Eventually([&] { return b->Metric("tidepool_kv_transfer_bytes_total{direction=\"out\"}") > 0; }));
+  EXPECT_EQ(w.times(), 0);
+  b->node->RevokeOffers("req");
+  ASSERT_TRUE(w.Get().status.ok()) << w.Get().status;
+  EXPECT_EQ(w.Get().filled, (std::vector<bool>{true, true, false}));
+  EXPECT_TRUE(Eventually([&] { return b->pool->stats().leased == 0 && b->node->offers() == 0; }));
+}
+
+TEST_P(FetchNodeContract, BlocksThatOnlyTheLowerTierHasAreReadPublishedAndSent) {
+  const size_t block_bytes = NodeSpec{}.layout.block_bytes();
+  FakeBlockTier disk(block_bytes, 100);
+  std::vector<BlockKey> keys;
+  for (uint64_t i = 0; i < 20; ++i) {
+    keys.push_back(TestKey(300 + i));
+    std::vector<std::byte> block(block_bytes);
+    Fill(block, 300 + i);
+    disk.Write({.key = keys.back()}, block, [](absl::Status s) { EXPECT_TRUE(s.ok()) << s; });
+  }
+  keys.push_back(TestKey(9999));  // nobody has it
+  auto a = Node({.worker = "a", .boot = "ba"});
+  NodeSpec spec{.worker = "b", .boot = "bb"};
+  spec.disk = &disk;
+  auto b = Node(spec);
+  Waiter w;
+  a->node->Fetch(Spec(*a, b->peer(), keys), w.Callback());
+  ASSERT_TRUE(w.Get().status.ok()) << w.Get().status;
+  for (uint64_t i = 0; i < 20; ++i) {
+    ASSERT_TRUE(w.Get().filled[i]) << i;
+    EXPECT_TRUE(Holds(w.Get().slots[i].data(), 300 + i)) << i;
+    EXPECT_TRUE(b->pool->Lease(keys[i]).has_value()) << "not published";
+  }
+  EXPECT_FALSE(w.Get().filled[20]);
+  EXPECT_TRUE(Eventually([&] { return b->pool->stats().leased == 0; }));
+}
+
+TEST_P(FetchNodeContract, SeveralLanesCarryFetchesAtTheSameTime) {
+  NodeSpec spec{.worker = "a", .boot = "ba", .slots = 128};
+  spec.lanes = 3;
+  auto a = Node(spec);
+  auto b = Node({.worker = "b", .boot = "bb"});
+  const auto keys = b->Publish(1, 16);
+  std::vector<std::unique_ptr<Waiter>> waiters;
+  for (uint32_t part = 0; part < 6; ++part) {
+    waiters.push_back(std::make_unique<Waiter>());
+    a->node->Fetch(Spec(*a, b->peer(), keys, "r", part), waiters.back()->Callback());
+  }
+  for (auto& w : waiters) {
+    ASSERT_TRUE(w->Get().status.ok()) << w->Get().status;
+    for (size_t i = 0; i < keys.size(); ++i) EXPECT_TRUE(Holds(w->Get().slots[i].data(), 1 + i));
+  }
 }
 
 TEST_P(FetchNodeContract, ADifferentModelIsRefusedAndTheTextNamesWhatDiffers) {

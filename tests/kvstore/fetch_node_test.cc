@@ -38,6 +38,27 @@ TEST(FetchNodeTest, EveryMetricExistsFromTheStart) {
   }
 }
 
+TEST(FetchNodeTest, APeerThatSendsGarbageIsClosed) {
+  InprocNetwork network;
+  TestNode node([&] { return network.NewTransport(); }, {});
+  struct Peer final : TransportHandler {
+    void OnMessage(EndpointId, std::string_view) override {}
+    BulkSink OnBulk(EndpointId, std::string_view, size_t) override { return {}; }
+    void OnEndpointDown(EndpointId, absl::Status) override { down = true; }
+    bool down = false;
+  } peer;
+  const auto transport = network.NewTransport();
+  transport->SetHandler(&peer);
+  const EndpointId to = *transport->Connect(node.node->address());
+  const char* const kSeries = "tidepool_kv_stale_frames_total{reason=\"malformed\"}";
+  for (uint64_t n = 1; n <= 16; ++n) {
+    EXPECT_FALSE(peer.down) << n;
+    ASSERT_TRUE(transport->Send(to, "garbage").ok());
+    ASSERT_TRUE(Eventually([&] { return transport->Progress(), node.Metric(kSeries) == n; }));
+  }
+  EXPECT_TRUE(Eventually([&] { return transport->Progress(), peer.down; }));
+}
+
 // A peer that is stopped, not dead: nothing tells of it but the clock.
 TEST(FetchNodeTest, ASilentPeerCostsTheDeadlineAndThenTheSlotsAreFree) {
   InprocNetwork network;

@@ -1,0 +1,77 @@
+#include "kvstore/fetch_coder.h"
+
+namespace tidepool {
+
+FetchCoder::FetchCoder(const BlockLayout& layout, const BlockCodec& codec, MetricRegistry& metrics,
+                       const Clock& clock, std::function<void()> wake)
+    : layout_(layout),
+      codec_(codec),
+      probe_(metrics, "wire"),
+      clock_(clock),
+      wake_(std::move(wake)),
+      thread_([this] { Run(); }) {}
+
+FetchCoder::~FetchCoder() {
+  stop_ = true;
+  jobs_.Close();
+  thread_.join();
+}
+
+void FetchCoder::Push(Job job) {
+  if (jobs_.TryPush(job)) return;
+  // Beyond every limit of the cores: answered, so that nobody waits.
+  if (auto* encode = std::get_if<ServerEncode>(&job)) {
+    Put(ServerEncoded{encode->job, absl::ResourceExhaustedError("too many blocks wait to be encoded"), 0});
+  } else {
+    Put(ClientDecoded{std::get<ClientDecode>(job).receive,
+                      absl::ResourceExhaustedError("too many blocks wait to be decoded")});
+  }
+}
+
+void FetchCoder::Run() {
+  while (std::optional<Job> job = jobs_.Pop(absl::InfiniteDuration())) {
+    if (stop_) continue;
+    Put(std::visit([this](auto& j) { return Do(j); }, *job));
+  }
+}
+
+FetchCoder::Result FetchCoder::Do(ServerEncode& job) {
+  const BlockCodec& codec = CodecById(job.codec);
+  auto payload = std::make_shared<std::vector<std::byte>>(codec.MaxEncodedBytes(layout_));
+  const absl::Time begin = clock_.Now();
+  const absl::StatusOr<size_t> bytes = codec.Encode(layout_, job.lease.data(), *payload);
+  const double seconds = absl::ToDoubleSeconds(clock_.Now() - begin);
+  probe_.encode_seconds.Observe(seconds);
+  if (!bytes.ok()) {
+    probe_.encode_failures.Add();
+    return ServerEncoded{job.job, bytes.status(), seconds};
+  }
+  probe_.raw_bytes.Add(layout_.block_bytes());
+  probe_.coded_bytes.Add(*bytes);
+  payload->resize(*bytes);
+  payload->shrink_to_fit();  // it may wait for its turn
+  return ServerEncoded{job.job, std::move(payload), seconds};
+}
+
+FetchCoder::Result FetchCoder::Do(ClientDecode& job) {
+  const absl::Time begin = clock_.Now();
+  absl::Status status = codec_.Decode(layout_, job.payload, job.dst);
+  probe_.decode_seconds.Observe(absl::ToDoubleSeconds(clock_.Now() - begin));
+  if (!status.ok()) probe_.decode_failures.Add();
+  return ClientDecoded{job.receive, std::move(status)};
+}
+
+void FetchCoder::Put(Result result) {
+  {
+    std::lock_guard lock(mu_);
+    results_.push_back(std::move(result));
+  }
+  wake_();
+}
+
+std::vector<FetchCoder::Result> FetchCoder::TakeResults() {
+  std::lock_guard lock(mu_);
+  return std::exchange(results_, {});
+}
+
+}  // namespace tidepool
