@@ -1,0 +1,5 @@
+tidepool_test(disk_record_test LIBS tp_kvstore_disk)
+tidepool_test(disk_core_test LIBS tp_kvstore_disk)
+tidepool_test(disk_tier_test LIBS tp_kvstore_disk)
+tidepool_test(disk_fault_test LIBS tp_kvstore_disk)
+tidepool_test(disk_crash_test LIBS tp_kvstore_disk)
