@@ -83,6 +83,11 @@ grpc::Status ToGrpc(const absl::Status& status) {
 }
 
 absl::StatusOr<RpcServer> StartRpcServer(const std::string& listen, grpc::Service* service) {
+  return StartRpcServer(listen, {service});
+}
+
+absl::StatusOr<RpcServer> StartRpcServer(const std::string& listen,
+                                         std::initializer_list<grpc::Service*> services) {
   RpcServer out;
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -94,7 +99,7 @@ absl::StatusOr<RpcServer> StartRpcServer(const std::string& listen, grpc::Servic
   // Two processes on one port would each get half of the calls: refuse to share it.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &out.port);
-  builder.RegisterService(service);
+  for (grpc::Service* service : services) builder.RegisterService(service);
   out.server = builder.BuildAndStart();
   if (!out.server || out.port == 0) {
     return absl::UnavailableError("cannot listen on " + listen +

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -52,8 +53,10 @@ struct RpcServer {
   int port = 0;
 };
 
-// Starts a plaintext server of `service` on host:port (port 0: any free one). Unavailable: the address
+// Starts a plaintext server of these services on host:port (port 0: any free one). Unavailable: the address
 // cannot be bound. The services are borrowed until the server is shut down.
 absl::StatusOr<RpcServer> StartRpcServer(const std::string& listen, grpc::Service* service);
+absl::StatusOr<RpcServer> StartRpcServer(const std::string& listen,
+                                         std::initializer_list<grpc::Service*> services);
 
 }  // namespace tidepool
