@@ -35,20 +35,62 @@ struct EngineConfig {
   uint32_t max_waiting = 256;      // requests queued in the engine; beyond: RESOURCE_EXHAUSTED
 };
 
+// The disk tier of each worker and store.
+struct KvDiskConfig {
+  std::string path;                     // absolute; empty: no disk tier
+  uint64_t bytes = 10ULL << 30;         // of each worker: a preallocated file
+  uint64_t write_bytes_per_second = 0;  // 0: no limit but the disk's and the loads' precedence
+  uint64_t write_bytes_per_day = 0;     // what the disk's endurance allows; 0: no limit
+  // One operation of one block that takes longer switches the tier off until the disk is well again. Above
+  // what a busy network disk takes, below what a client would wait.
+  absl::Duration slow_op = absl::Milliseconds(800);
+  std::string eviction = "lru";  // disks hold what came out of the host tier: its policy has chosen already
+  // Which sealed blocks are stored: always, or frequent (from the second use on: fewer writes, fewer hits).
+  std::string admission = "always";
+};
+
 struct KvConfig {
   uint32_t block_tokens = 32;
   uint64_t host_bytes = 256ULL << 20;  // of the host tier in each worker: small enough for a laptop
   absl::Duration offer_lease = absl::Seconds(30);  // as long as vLLM's KV lease
+  // Whether a prefix that is on a disk or with a peer is loaded: auto (where that is faster than computing
+  // it), always (whatever there is), never.
+  std::string load = "auto";
+  // What sealed blocks go through on their way to the disk and to peers (kvstore/codec). All workers equal;
+  // it enters the block keys. Anything but none makes answers depend on where a prefix came from.
+  std::string codec = "none";
+  std::string huge_pages = "auto";  // of the host tier: auto, on, off
+  std::string numa_node = "auto";   // of the host tier: auto, interleave, a number
+  bool lock_memory = false;         // the host tier is never swapped out
+  // What leaves the host tier first: a name of kvstore/policy/policy.h, or auto (tried out on the side).
+  std::string policy = "turn-aware";
+  uint64_t tenant_quota_bytes = 0;  // of one tenant in the host tier; 0: no limit
+  uint32_t hard_pin_percent = 50;   // of the host tier that hard pins may hold
+  KvDiskConfig disk;
 };
 
 struct TransportConfig {
-  // Interfaces that UCX may use. Loopback by default: UCX trusts its peers, so a public interface is
-  // never chosen by accident. Several, comma-separated, as UCX_NET_DEVICES.
+  std::string kind = "ucx";  // ucx: fast, trusts its peers; tls: mutual TLS, for any other network
+  // Interfaces that may be used; the address is the first's. Loopback by default: UCX trusts its peers, so a
+  // public interface is never chosen by accident. Several, comma-separated, as UCX_NET_DEVICES.
   std::string net_devices = "lo";
-  // UCX_TLS. Add rc for InfiniBand. Shared memory would not be used: UCX 1.13 cannot force-close its
-  // endpoints, without which a slot could not be freed safely.
-  std::string tls = "tcp,self";
+  uint32_t port = 0;  // that peers connect to; 0: any free one. A firewall wants a fixed one
+  // UCX_TLS: tcp, rc, ud; shm, posix, sysv, cma take processes of this host over shared memory.
+  std::string ucx_tls = "tcp,self";
+  // PEM files of kind tls: a certificate with its chain, its key, and who signs peers' certificates.
+  std::string tls_cert;
+  std::string tls_key;
+  std::string tls_ca;
+  bool tls_check_name = false;        // a worker's certificate must name worker.id
+  uint64_t max_bytes_per_second = 0;  // that one worker sends; 0: no limit
   absl::Duration fetch_timeout = absl::Seconds(10);
+  uint32_t lanes =
+      2;  // connections to one peer: what breaks on one does not restart the fetches of the other
+  // On its way to this worker over one connection, at most; less where the link is slow. Fills 25 Gbit/s at
+  // a round trip of 10 ms.
+  uint64_t window_bytes = 32ULL << 20;
+  bool share_arena = true;      // workers of one host and user read each other's blocks in place
+  bool layer_streaming = true;  // send the last chunk of a prompt layer by layer, while it is computed
 };
 
 struct WorkerConfig {
@@ -74,6 +116,21 @@ struct SchedulerConfig {
   uint32_t local_prefill_tokens = 32;
   absl::Duration worker_timeout = absl::Seconds(3);  // without a report: lost
   uint32_t max_inflight = 4096;                      // placed and unfinished requests
+  // Blocks that many requests use are copied until so many workers and stores hold them: one that is busy or
+  // gone is not missed. 1: never.
+  uint32_t hot_copies = 2;
+  uint64_t replicate_bytes_per_second = 64ULL << 20;  // of all such copies: 5% of a 10 Gbit/s link
+};
+
+// `tidepool store`: a node of DRAM and disk that computes nothing. Its tiers are sized by kv, as a worker's.
+struct StoreConfig {
+  std::string id;                              // default: store-HOST-PID
+  std::string listen = "127.0.0.1:0";          // gRPC of the cluster; port 0: any free one
+  std::string metrics_listen = "127.0.0.1:0";  // HTTP /metrics, /livez, /readyz
+  // What it takes over from the workers by itself, besides what the scheduler and `ctl kv` order: reused
+  // (chains that a later request carried on), all (every sealed block), none.
+  std::string follow = "reused";
+  uint64_t follow_bytes_per_second = 64ULL << 20;  // 0: no limit
 };
 
 struct ApiKeyConfig {
@@ -168,6 +225,7 @@ struct LogConfig {
 
 struct ServeConfig {
   std::string metrics_listen = "127.0.0.1:0";  // HTTP /metrics, /livez, /readyz of the supervisor itself
+  bool store = false;                          // start a store, too
 };
 
 struct Config {
@@ -177,6 +235,7 @@ struct Config {
   TransportConfig transport;
   WorkerConfig worker;
   SchedulerConfig scheduler;
+  StoreConfig store;
   GatewayConfig gateway;
   ClusterConfig cluster;
   LogConfig log;

@@ -67,10 +67,69 @@ const Field kFields[] = {
     {TP_FIELD(kv.offer_lease), .kind = FieldKind::kDuration,
      .help = "how long a finished prefill keeps its blocks for the decode worker", .min = 100,
      .max = kMsHour},
+    {TP_FIELD(kv.load), .kind = FieldKind::kChoice,
+     .help = "load a prefix from disks and peers: auto is where that is faster than computing it",
+     .choices = "auto|always|never"},
+    {TP_FIELD(kv.huge_pages), .kind = FieldKind::kChoice,
+     .help = "pages of the host tier: on needs reserved ones, auto takes what there is",
+     .choices = "auto|on|off"},
+    {TP_FIELD(kv.numa_node), .kind = FieldKind::kText,
+     .help = "memory of the host tier: auto (near this process's CPUs), interleave, or a node's number"},
+    {TP_FIELD(kv.lock_memory), .kind = FieldKind::kBool, .help = "keep the host tier from being swapped out"},
+    {TP_FIELD(kv.policy), .kind = FieldKind::kChoice,
+     .help = "which blocks leave the host tier first; auto tries all on a sample and takes the best",
+     .choices = "turn-aware|lru|lfu|s3-fifo|gdsf|pgdsf|auto"},
+    {TP_FIELD(kv.tenant_quota_bytes), .kind = FieldKind::kBytes,
+     .help = "what one tenant's blocks may take of the host tier; 0 is no limit", .min = 0, .max = 64 * kTiB},
+    {TP_FIELD(kv.hard_pin_percent), .kind = FieldKind::kCount,
+     .help = "share of the host tier that hard pins may hold", .min = 0, .max = 90},
+    {TP_FIELD(kv.codec), .kind = FieldKind::kChoice,
+     .help = "what blocks on disk and on the wire are coded with; anything but none is approximate",
+     .choices = "none|int8|fp8|int4|cachegen|cachegen-3|cachegen-2|cachegen-1"},
+    {TP_FIELD(kv.disk.path), .kind = FieldKind::kText,
+     .help = "directory of the disk tier, absolute; empty is none"},
+    {TP_FIELD(kv.disk.bytes), .kind = FieldKind::kBytes,
+     .help = "disk tier of one worker: a file of this size is set aside", .min = 1 * kMiB,
+     .max = 1024 * kTiB},
+    {TP_FIELD(kv.disk.write_bytes_per_second), .kind = FieldKind::kBytes,
+     .help = "that one worker stores; 0 is as fast as loads leave room for", .min = 0, .max = 64 * kTiB},
+    {TP_FIELD(kv.disk.write_bytes_per_day), .kind = FieldKind::kBytes,
+     .help = "that one worker stores, for the disk's endurance; 0 is no limit", .min = 0, .max = 1024 * kTiB},
+    {TP_FIELD(kv.disk.slow_op), .kind = FieldKind::kDuration,
+     .help = "an operation that takes longer switches the disk tier off until the disk is well again",
+     .min = 10, .max = kMsMinute},
+    {TP_FIELD(kv.disk.admission), .kind = FieldKind::kChoice,
+     .help = "which blocks are stored: all, or those that were used twice", .choices = "always|frequent"},
+    {TP_FIELD(kv.disk.eviction), .kind = FieldKind::kChoice,
+     .help = "which blocks leave the disk first when it is full", .choices = "lru|lfu|s3-fifo|gdsf|pgdsf"},
 
+    {TP_FIELD(transport.kind), .kind = FieldKind::kChoice,
+     .help = "what KV blocks travel by: ucx trusts its peers, tls is for networks one does not trust",
+     .choices = "ucx|tls"},
     {TP_FIELD(transport.net_devices), .kind = FieldKind::kText,
-     .help = "interfaces UCX may use, comma-separated; UCX trusts its peers: private ones only"},
-    {TP_FIELD(transport.tls), .kind = FieldKind::kText, .help = "UCX transports, as UCX_TLS"},
+     .help = "interfaces to use, comma-separated; UCX trusts its peers: private ones only"},
+    {TP_FIELD(transport.port), .kind = FieldKind::kCount,
+     .help = "that peers connect to, on the first of net_devices; 0 is any free one", .min = 0, .max = 65535},
+    {TP_FIELD(transport.ucx_tls), .kind = FieldKind::kText,
+     .help = "UCX transports, as UCX_TLS: tcp, rc, ud; shm, posix, sysv, cma for processes of one host"},
+    {TP_FIELD(transport.tls_cert), .kind = FieldKind::kText,
+     .help = "PEM certificate chain of this worker; kind tls needs it"},
+    {TP_FIELD(transport.tls_key), .kind = FieldKind::kText, .help = "PEM private key of transport.tls_cert"},
+    {TP_FIELD(transport.tls_ca), .kind = FieldKind::kText,
+     .help = "PEM certificates that peers' own must be signed by"},
+    {TP_FIELD(transport.tls_check_name), .kind = FieldKind::kBool,
+     .help = "peers' certificates must carry their worker.id as a DNS name"},
+    {TP_FIELD(transport.max_bytes_per_second), .kind = FieldKind::kBytes,
+     .help = "that one worker sends; 0 is no limit", .min = 0, .max = 64 * kTiB},
+    {TP_FIELD(transport.lanes), .kind = FieldKind::kCount,
+     .help = "connections to one peer that share its fetches", .min = 1, .max = 64},
+    {TP_FIELD(transport.window_bytes), .kind = FieldKind::kBytes,
+     .help = "of KV that may be on their way to a worker over one connection", .min = 64 * kKiB,
+     .max = 64 * kGiB},
+    {TP_FIELD(transport.share_arena), .kind = FieldKind::kBool,
+     .help = "workers of one host and user read each other's KV blocks where they lie"},
+    {TP_FIELD(transport.layer_streaming), .kind = FieldKind::kBool,
+     .help = "send a prompt's last chunk layer by layer while it is computed"},
     {TP_FIELD(transport.fetch_timeout), .kind = FieldKind::kDuration, .help = "of one fetch of KV blocks",
      .min = 10, .max = kMsHour},
 
@@ -102,6 +161,21 @@ const Field kFields[] = {
      .help = "a worker without a report for this long is lost", .min = 100, .max = kMsHour},
     {TP_FIELD(scheduler.max_inflight), .kind = FieldKind::kCount, .help = "placed and unfinished requests",
      .min = 1, .max = 1 << 20, .unit = "requests"},
+    {TP_FIELD(scheduler.hot_copies), .kind = FieldKind::kCount,
+     .help = "workers and stores that are to hold a block that many requests use; 1 is never copy", .min = 1,
+     .max = 16, .unit = "copies"},
+    {TP_FIELD(scheduler.replicate_bytes_per_second), .kind = FieldKind::kBytes,
+     .help = "of the copies that the scheduler orders", .min = 1 * kMiB, .max = 64 * kTiB},
+
+    {TP_FIELD(store.id), .kind = FieldKind::kText, .help = "default: store-HOST-PID"},
+    {TP_FIELD(store.listen), .kind = FieldKind::kAddress,
+     .help = "gRPC of the cluster; port 0 is any free one"},
+    {TP_FIELD(store.metrics_listen), .kind = FieldKind::kAddress, .help = "HTTP /metrics, /livez, /readyz"},
+    {TP_FIELD(store.follow), .kind = FieldKind::kChoice,
+     .help = "blocks that a store takes over by itself: of chains that a later request carried on, all, none",
+     .choices = "reused|all|none"},
+    {TP_FIELD(store.follow_bytes_per_second), .kind = FieldKind::kBytes,
+     .help = "of what it takes over; 0 is no limit", .min = 0, .max = 64 * kTiB},
 
     {TP_FIELD(gateway.http_listen), .kind = FieldKind::kAddress, .help = "OpenAI-compatible HTTP",
      .common = true},
@@ -203,6 +277,8 @@ const Field kFields[] = {
 
     {TP_FIELD(serve.metrics_listen), .kind = FieldKind::kAddress,
      .help = "HTTP /metrics, /livez, /readyz of the supervisor"},
+    {TP_FIELD(serve.store), .kind = FieldKind::kBool,
+     .help = "start a store beside the workers: more memory and disk for KV, and a place that outlives them"},
 };
 #undef TP_FIELD
 
@@ -334,6 +410,21 @@ const Field* FindField(std::string_view path) {
     if (field.path == path) return &field;
   }
   return nullptr;
+}
+
+namespace {
+constexpr RenamedField kRenamed[] = {
+    {"transport.tls", "transport.ucx_tls"},  // TLS now also stands for the security layer
+};
+}  // namespace
+
+std::span<const RenamedField> RenamedFields() { return kRenamed; }
+
+std::string_view PresentPath(std::string_view old_path) {
+  for (const RenamedField& field : kRenamed) {
+    if (field.old_path == old_path) return field.path;
+  }
+  return "";
 }
 
 std::string NearestOf(std::string_view name, std::span<const std::string> known) {

@@ -51,6 +51,16 @@ std::span<const Field> Fields();
 // Null where there is none.
 const Field* FindField(std::string_view path);
 
+// Fields that had another name: the old path and the present one. The old is refused everywhere, with the
+// new.
+struct RenamedField {
+  std::string_view old_path;
+  std::string_view path;
+};
+std::span<const RenamedField> RenamedFields();
+// The present path of an old one, or "".
+std::string_view PresentPath(std::string_view old_path);
+
 // The known path nearest to `path` by edit distance, or "" where nothing is near enough to be meant.
 std::string NearestOf(std::string_view name, std::span<const std::string> known);
 

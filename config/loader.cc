@@ -68,6 +68,11 @@ class YamlReader {
   }
 
   void UnknownKey(const YAML::Node& node, const std::string& key, const std::string& section) {
+    const std::string path = section.empty() ? key : section + "." + key;
+    if (const std::string_view now = PresentPath(path); !now.empty()) {
+      Problem(node, path, absl::StrCat("is now called ", std::string(now), "; rename it"));
+      return;
+    }
     const std::vector<std::string> known = KnownChildren(section);
     const std::string nearest = NearestOf(key, known);
     problems_.push_back(absl::StrCat(Place(node), ": unknown key '", key, "'",
@@ -213,6 +218,13 @@ absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input) {
       value = text;
     }
     if (value) apply(field, name, *value);
+  }
+  for (const RenamedField& renamed : RenamedFields()) {
+    const std::string name = Field{.path = renamed.old_path}.env();
+    if (input.env ? input.env(name).has_value() : std::getenv(name.c_str()) != nullptr) {
+      problems.push_back(
+          absl::StrCat(name, ": is now called ", FindField(renamed.path)->env(), "; rename it"));
+    }
   }
   for (const auto& [path, text] : input.flags) {
     const Field* field = FindField(path);

@@ -41,7 +41,7 @@ absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input);
 absl::StatusOr<LoadedConfig> LoadConfigText(std::string_view yaml, std::string_view name);
 
 // Who is going to use the configuration: what must be set differs.
-enum class ConfigRole { kServe, kGateway, kScheduler, kWorker };
+enum class ConfigRole { kServe, kGateway, kScheduler, kWorker, kStore };
 
 // Checks that need more than one field. Errors: InvalidArgument listing every problem, one a line.
 absl::Status Validate(const LoadedConfig& loaded, ConfigRole role);

@@ -1,5 +1,8 @@
+#include <algorithm>
+#include <cctype>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -37,6 +40,10 @@ std::vector<Listener> ListenersOf(const Config& c, ConfigRole role) {
     out.push_back({"worker.listen", c.worker.listen});
     out.push_back({"worker.metrics_listen", c.worker.metrics_listen});
   }
+  if (role == ConfigRole::kStore || (serve && c.serve.store)) {
+    out.push_back({"store.listen", c.store.listen});
+    out.push_back({"store.metrics_listen", c.store.metrics_listen});
+  }
   if (serve) out.push_back({"serve.metrics_listen", c.serve.metrics_listen});
   return out;
 }
@@ -51,7 +58,9 @@ class Validator {
     Listeners();
     Token();
     Gateway();
+    Ids();
     Limits();
+    Transport();
     if (problems_.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrJoin(problems_, "\n"));
   }
@@ -162,7 +171,57 @@ class Validator {
     }
   }
 
+  void Transport() {
+    if (!Is(ConfigRole::kWorker) && role_ != ConfigRole::kStore) return;
+    const TransportConfig& t = c_.transport;
+    for (const auto& [path, file] :
+         {std::pair<std::string_view, const std::string&>{"transport.tls_cert", t.tls_cert},
+          {"transport.tls_key", t.tls_key},
+          {"transport.tls_ca", t.tls_ca}}) {
+      if (t.kind == "tls" && file.empty()) {
+        Problem(path, "is empty; transport.kind tls needs a certificate, its key and the CA of its peers");
+      } else if (t.kind != "tls" && !file.empty()) {
+        // Somebody believes that the wire is encrypted.
+        Problem(path, absl::StrCat("is of no use with transport.kind ", t.kind, "; say kind: tls"));
+      }
+    }
+    if (role_ == ConfigRole::kServe && t.port != 0) {
+      Problem("transport.port", absl::StrCat(t.port, " cannot serve two workers; with `serve` give port 0"));
+    }
+    if (t.tls_check_name && t.kind == "tls") {
+      if (role_ == ConfigRole::kServe) {
+        Problem("transport.tls_check_name",
+                "cannot hold with `serve`, whose two workers have one certificate and names of their own; "
+                "start roles one by one, or switch it off");
+      } else if (role_ == ConfigRole::kStore && c_.store.id.empty()) {
+        Problem("transport.tls_check_name", "needs store.id, the name in this store's certificate");
+      } else if (role_ == ConfigRole::kWorker && c_.worker.id.empty()) {
+        Problem("transport.tls_check_name", "needs worker.id, the name in this worker's certificate");
+      }
+    }
+  }
+
+  // An id names a directory of the disk tier and is part of transport addresses.
+  void Ids() {
+    for (const auto& [path, id, role] : {std::tuple<std::string_view, const std::string&, ConfigRole>{
+                                             "worker.id", c_.worker.id, ConfigRole::kWorker},
+                                         {"store.id", c_.store.id, ConfigRole::kStore}}) {
+      if (role_ != role) continue;
+      const bool plain = std::all_of(id.begin(), id.end(), [](unsigned char c) {
+        return std::isalnum(c) != 0 || c == '.' || c == '_' || c == '-';
+      });
+      if (!plain || id.starts_with('.')) {
+        Problem(path, absl::StrCat("'", id,
+                                   "' may hold letters, digits, '.', '_' and '-', and begins with no '.'; "
+                                   "choose another"));
+      }
+    }
+  }
+
   void Limits() {
+    if (!c_.kv.disk.path.empty() && !c_.kv.disk.path.starts_with('/')) {
+      Problem("kv.disk.path", absl::StrCat("'", c_.kv.disk.path, "' is no absolute path; begin it with /"));
+    }
     if (Is(ConfigRole::kWorker)) {
       // Each decoding sequence takes one token of every step.
       if (c_.engine.max_step_tokens < c_.engine.max_batch) {

@@ -62,6 +62,20 @@ TEST(LoaderTest, UnknownKeyNamesPlaceAndNearest) {
   EXPECT_THAT(Problems("log: {banana: 1}\n"), HasSubstr("known here: level"));
 }
 
+TEST(LoaderTest, AFieldByItsFormerNameIsRefusedWithTheNewOne) {
+  EXPECT_EQ(Problems("transport: {tls: tcp}\n"),
+            "t.yaml:1:13: transport.tls is now called transport.ucx_tls; rename it");
+  ConfigInput input;
+  input.env = [](const std::string& name) -> std::optional<std::string> {
+    if (name == "TIDEPOOL_TRANSPORT_TLS") return "tcp";
+    return std::nullopt;
+  };
+  const auto loaded = LoadConfig(input);
+  ASSERT_FALSE(loaded.ok());
+  EXPECT_EQ(std::string(loaded.status().message()),
+            "TIDEPOOL_TRANSPORT_TLS: is now called TIDEPOOL_TRANSPORT_UCX_TLS; rename it");
+}
+
 TEST(LoaderTest, WrongValueNamesPlaceFieldLimitAndFix) {
   EXPECT_EQ(Problems("engine:\n  max_batch: 0\n"),
             "t.yaml:2:14: engine.max_batch '0' is out of range; give 1 to 4096 sequences");

@@ -35,6 +35,44 @@ TEST(ValidateTest, AShortTokenIsRefused) {
               HasSubstr("cluster.token (t.yaml:1): has 6"));
 }
 
+TEST(ValidateTest, TlsBetweenWorkersNeedsItsThreeFiles) {
+  const std::string model = "model: {path: /m}\n";
+  EXPECT_THAT(Problems(model + "transport: {kind: tls, tls_cert: a, tls_key: b}\n", ConfigRole::kWorker),
+              HasSubstr("transport.tls_ca (default): is empty"));
+  EXPECT_EQ(
+      Problems(model + "transport: {kind: tls, tls_cert: a, tls_key: b, tls_ca: c}\n", ConfigRole::kWorker),
+      "");
+  EXPECT_THAT(Problems(model + "transport: {tls_cert: a}\n", ConfigRole::kWorker),
+              HasSubstr("transport.tls_cert (t.yaml:2): is of no use with transport.kind ucx"));
+  EXPECT_THAT(Problems(model + "transport: {kind: tls, tls_cert: a, tls_key: b, tls_ca: c, "
+                               "tls_check_name: true}\n",
+                       ConfigRole::kWorker),
+              HasSubstr("needs worker.id"));
+  const std::string named =
+      "transport: {kind: tls, tls_cert: a, tls_key: b, tls_ca: c, tls_check_name: true}\n";
+  EXPECT_THAT(Problems(named, ConfigRole::kStore), HasSubstr("needs store.id"));
+  EXPECT_THAT(Problems(named, ConfigRole::kServe), HasSubstr("cannot hold with `serve`"));
+  EXPECT_EQ(Problems(named + "store: {id: s1}\n", ConfigRole::kStore), "");
+}
+
+TEST(ValidateTest, AnIdHasNoCharactersThatPathsAndAddressesUse) {
+  for (const char* id : {"'a:1'", "'a/b'", "'.hidden'", "'a b'"}) {
+    EXPECT_THAT(Problems(std::string("model: {path: /m}\nworker: {id: ") + id + "}\n", ConfigRole::kWorker),
+                HasSubstr("worker.id (t.yaml:2): '"))
+        << id;
+    EXPECT_THAT(Problems(std::string("store: {id: ") + id + "}\n", ConfigRole::kStore),
+                HasSubstr("store.id (t.yaml:1): '"))
+        << id;
+  }
+  EXPECT_EQ(Problems("model: {path: /m}\nworker: {id: Rack-7_gpu.2}\n", ConfigRole::kWorker), "");
+}
+
+TEST(ValidateTest, AFixedTransportPortCannotServeTwoWorkers) {
+  EXPECT_THAT(Problems("transport: {port: 9100}\n", ConfigRole::kServe),
+              HasSubstr("transport.port (t.yaml:1): 9100 cannot serve two workers"));
+  EXPECT_EQ(Problems("model: {path: /m}\ntransport: {port: 9100}\n", ConfigRole::kWorker), "");
+}
+
 TEST(ValidateTest, PortsMayNotClash) {
   EXPECT_THAT(Problems("gateway: {http_listen: '127.0.0.1:9000', grpc_listen: '127.0.0.1:9000'}\n",
                        ConfigRole::kServe),
