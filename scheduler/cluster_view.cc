@@ -32,6 +32,8 @@ std::string_view RoleName(Role role) {
       return "decode";
     case Role::kBoth:
       return "both";
+    case Role::kStore:
+      return "store";
   }
   return "unknown";
 }
@@ -60,8 +62,8 @@ absl::Status ClusterView::CheckReport(const WorkerReport& r) const {
   if (r.address.boot_id.empty() || r.address.boot_id.size() > kIdBytesMax)
     return bad("boot_id", "must have 1 to 256 bytes");
   if (r.address.grpc.empty()) return bad("grpc", "is empty; it must be host:port");
-  if (r.role != Role::kPrefill && r.role != Role::kDecode && r.role != Role::kBoth)
-    return bad("role", "must be prefill, decode or both");
+  if (r.role != Role::kStore && !CanPrefill(r.role) && !CanDecode(r.role))
+    return bad("role", "must be prefill, decode, both or store");
   if (r.seq == 0) return bad("seq", "must count from 1");
   if (r.model.layout.block_bytes() == 0) return bad("model", "has a zero dimension");
   if (r.model.max_model_len == 0) return bad("max_model_len", "must be at least 1");
@@ -69,9 +71,11 @@ absl::Status ClusterView::CheckReport(const WorkerReport& r) const {
 }
 
 absl::Status ClusterView::CheckModel(const WorkerReport& r) const {
-  // With no live worker there is no cluster to differ from: the first to come says what is served.
+  // With no live worker there is no cluster to differ from: the first to come says what is served. A store
+  // serves nothing: it does not keep the workers of another model out.
   const bool alone = std::none_of(workers_.begin(), workers_.end(), [&](const auto& w) {
-    return w && w->state != WorkerState::kLost && w->address.worker_id != r.address.worker_id;
+    return w && w->state != WorkerState::kLost && w->address.worker_id != r.address.worker_id &&
+           (w->role != Role::kStore || r.role == Role::kStore);
   });
   if (!model_ || alone) return absl::OkStatus();
   std::string what;
@@ -84,6 +88,9 @@ absl::Status ClusterView::CheckModel(const WorkerReport& r) const {
                        std::to_string(ours.layout.block_tokens));
   if (!(theirs.layout == ours.layout))
     what += Difference("KV block layout", theirs.layout.ToString(), ours.layout.ToString());
+  if (theirs.kv_codec != ours.kv_codec)
+    what += Difference("kv.codec", theirs.kv_codec.empty() ? "none" : theirs.kv_codec,
+                       ours.kv_codec.empty() ? "none" : ours.kv_codec);
   if (theirs.max_model_len != ours.max_model_len)
     what += Difference("model.max_model_len", std::to_string(theirs.max_model_len),
                        std::to_string(ours.max_model_len));
@@ -161,7 +168,8 @@ ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
     prefixes_.Clear(i);
     w.needs_snapshot = false;
   }
-  for (const BlockEvent& e : r.events) e.removed ? prefixes_.Remove(e.key, i) : prefixes_.Add(e.key, i);
+  for (const BlockEvent& e : r.events)
+    e.removed ? prefixes_.Remove(e.key, i, e.tier) : prefixes_.Add(e.key, i, e.tier);
   w.address = std::move(r.address);
   w.role = r.role;
   w.state = r.draining ? WorkerState::kDraining : WorkerState::kReady;
@@ -169,6 +177,7 @@ ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
   w.reported_at = now;
   w.load = r.load;
   w.load.slots_free = std::min(w.load.slots_free, w.load.slots_total);
+  w.tiers = std::move(r.tiers);
   for (const auto& s : r.prefills) w.latency.Observe(s);
   for (const auto& s : r.decodes) w.latency.Observe(s);
   for (const auto& s : r.fetches) w.latency.Observe(s);
@@ -259,6 +268,7 @@ std::vector<WorkerView> ClusterView::Workers(absl::Time now) const {
                    .role = w.role,
                    .state = w.state,
                    .load = w.load,
+                   .tiers = w.tiers,
                    .indexed_blocks = prefixes_.blocks(i),
                    .since_report = now - w.reported_at,
                    .prefill_error = w.latency.prefill_error(),

@@ -25,6 +25,7 @@ struct Worker {
   absl::Time reported_at;
   bool needs_snapshot = true;
   WorkerLoad load;
+  std::vector<TierLoad> tiers;
   LatencyModel latency;
   std::vector<std::string> replaced_boots;  // of this id, the last few
 

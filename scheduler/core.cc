@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <tuple>
 #include <utility>
 
 #include "base/status.h"
@@ -23,7 +24,8 @@ std::string Seconds(double s) {
 
 }  // namespace
 
-SchedulerCore::SchedulerCore(const SchedulerOptions& options) : options_(options), view_(options_) {}
+SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ReplicationOptions& replication)
+    : options_(options), view_(options_), replication_(replication) {}
 
 ReportResult SchedulerCore::Report(WorkerReport report, absl::Time now) {
   return view_.Report(std::move(report), now);
@@ -85,6 +87,37 @@ PlaceResult SchedulerCore::Place(const PlaceRequest& request, absl::Time now) {
               .output_tokens = std::clamp(request.max_tokens, 1u, options_.expected_output_tokens),
               .prefill_blocks = plan.prefill.blocks_needed,
               .decode_blocks = plan.decode.blocks_needed});
+  replication_.OnPlaced(request.keys, now);
+  return out;
+}
+
+std::vector<std::vector<BlockHolder>> SchedulerCore::Where(std::span<const BlockKey> keys) const {
+  std::vector<std::vector<BlockHolder>> out;
+  out.reserve(keys.size());
+  for (const BlockKey& key : keys) {
+    auto& holders = out.emplace_back();
+    for (const PrefixIndex::Holder& h : view_.prefixes().Holders(key)) {
+      holders.push_back({view_.worker(h.worker)->address.worker_id, {}});
+      for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kDisk}) {
+        if (h.in(tier)) holders.back().tiers.push_back(tier);
+      }
+    }
+  }
+  return out;
+}
+
+std::vector<WorkerPrefix> SchedulerCore::Prefixes(std::span<const BlockKey> keys) const {
+  std::vector<HeldPrefix> held;
+  view_.prefixes().Match(keys, view_.size(), held);
+  std::vector<WorkerPrefix> out;
+  for (WorkerIndex i = 0; i < held.size(); ++i) {
+    if (held[i].blocks > 0)
+      out.push_back({view_.worker(i)->address.worker_id, held[i].blocks, held[i].near_blocks});
+  }
+  std::sort(out.begin(), out.end(), [](const WorkerPrefix& a, const WorkerPrefix& b) {
+    return std::tuple(b.blocks, b.near_blocks, a.worker_id) <
+           std::tuple(a.blocks, a.near_blocks, b.worker_id);
+  });
   return out;
 }
 
@@ -110,10 +143,17 @@ Placement SchedulerCore::Describe(const Plan& plan) const {
                 " tokens cached";
   if (p.holder) {
     const WorkerAddress& holder = view_.worker(*p.holder)->address;
-    out.holders.push_back({holder, p.held_blocks, p.cached_blocks});
+    const uint32_t near = std::min(p.holder_near_blocks, p.cached_blocks);
+    if (near > p.held_blocks)
+      out.holders.push_back({holder, p.held_blocks, near, Tier::kHost, p.peer_host_seconds});
+    if (p.cached_blocks > near)
+      out.holders.push_back({holder, near, p.cached_blocks, Tier::kDisk, p.peer_disk_seconds});
     out.reason += ", " + std::to_string((p.cached_blocks - p.held_blocks) * block_tokens) +
-                  " of them fetched from " + holder.worker_id;
+                  " of them fetched from " + (near > p.held_blocks ? "" : "the disk of ") + holder.worker_id;
   }
+  if (p.held_blocks > p.near_blocks)
+    out.reason +=
+        ", " + std::to_string((p.held_blocks - p.near_blocks) * block_tokens) + " of them from its own disk";
   out.reason += ", compute " + Seconds(p.compute_seconds) + ")";
   if (!plan.local()) {
     out.prefill = prefill;
@@ -141,6 +181,9 @@ std::vector<Candidate> SchedulerCore::Candidates(const Evaluation& e, const Plac
     c.compute_seconds = p.compute_seconds;
     c.total_seconds = p.total_seconds() + handoff;
     if (p.holder) note(c.note, "fetches from " + view_.worker(*p.holder)->address.worker_id);
+    if (p.held_blocks > p.near_blocks)
+      note(c.note, "loads " + std::to_string((p.held_blocks - p.near_blocks) * block_tokens) +
+                       " tokens from its disk");
     if (!p.room) note(c.note, "lacks free blocks: " + std::to_string(p.blocks_needed) + " needed");
     return c;
   };
@@ -168,7 +211,7 @@ std::vector<Candidate> SchedulerCore::Candidates(const Evaluation& e, const Plac
   for (const WorkerView& w : view_.Workers(now)) {
     const auto& ex = request.exclude_workers;
     const bool excluded = std::find(ex.begin(), ex.end(), w.address.worker_id) != ex.end();
-    if (w.state == WorkerState::kReady && !excluded) continue;
+    if (w.role == Role::kStore || (w.state == WorkerState::kReady && !excluded)) continue;
     out.push_back({.worker_id = w.address.worker_id,
                    .kind = w.role == Role::kPrefill ? "prefill" : "decode",
                    .note = excluded ? "failed this request already" : std::string(WorkerStateName(w.state))});

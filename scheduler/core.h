@@ -1,13 +1,16 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "scheduler/cluster_view.h"
 #include "scheduler/options.h"
 #include "scheduler/placement.h"
+#include "scheduler/replication.h"
 #include "scheduler/types.h"
 
 namespace tidepool {
@@ -18,7 +21,7 @@ namespace tidepool {
 // clock and does not go back.
 class SchedulerCore {
  public:
-  explicit SchedulerCore(const SchedulerOptions& options);
+  explicit SchedulerCore(const SchedulerOptions& options, const ReplicationOptions& replication = {});
 
   // A worker registered, or told what changed. See ReportResult.
   ReportResult Report(WorkerReport report, absl::Time now);
@@ -31,6 +34,22 @@ class SchedulerCore {
   bool Finish(const std::string& request_id, absl::Time now);
   // To be called about every worker_timeout/4: ends what ran out. Returns the workers lost just now.
   std::vector<std::string> Tick(absl::Time now);
+
+  // Who holds each of `keys`: workers that are not lost, with the tiers, in registration order.
+  std::vector<std::vector<BlockHolder>> Where(std::span<const BlockKey> keys) const;
+  // How much of the chain `keys` each such worker holds; longest first, none without its first block.
+  std::vector<WorkerPrefix> Prefixes(std::span<const BlockKey> keys) const;
+
+  // See ReplicationCore; Step is to be called about once a second.
+  std::vector<CopyOrder> Replicate(absl::Time now) { return replication_.Step(view_, now); }
+  absl::StatusOr<std::vector<CopyOrder>> Evacuation(std::string_view worker_id, absl::Time now) const {
+    return replication_.Evacuation(view_, worker_id, now);
+  }
+  absl::StatusOr<std::vector<CopyOrder>> Replication(std::span<const BlockKey> keys, uint32_t copies,
+                                                     std::string_view to) const {
+    return ReplicationCore::Replication(view_, keys, copies, to);
+  }
+  size_t hot_runs(absl::Time now) const { return replication_.hot_runs(now); }
 
   std::vector<WorkerView> Workers(absl::Time now) const { return view_.Workers(now); }
   const std::optional<ModelIdentity>& model() const { return view_.model(); }
@@ -47,6 +66,7 @@ class SchedulerCore {
 
   const SchedulerOptions options_;
   ClusterView view_;
+  ReplicationCore replication_;
 };
 
 }  // namespace tidepool

@@ -19,6 +19,9 @@ constexpr double kMiB = 1 << 20;
 constexpr std::array<double, 3> kPrefillPrior = {2e-3, 0.1, 0.02};
 constexpr std::array<double, 3> kDecodePrior = {0.015, 2e-3, 2e-3};
 constexpr std::array<double, 2> kFetchPrior = {1e-3, 1e-3};
+// An SSD of 500 MB/s: what a slow one reads. Remotely the link comes on top.
+constexpr std::array<double, 2> kDiskPrior = {1e-3, 2e-3};
+constexpr std::array<double, 2> kPeerDiskPrior = {2e-3, 3e-3};
 
 std::array<double, 3> PrefillFeatures(uint64_t new_tokens, uint64_t cached_tokens) {
   const auto n = static_cast<double>(new_tokens);
@@ -31,7 +34,10 @@ std::array<double, 2> FetchFeatures(uint64_t bytes) { return {1, static_cast<dou
 
 }  // namespace
 
-LatencyModel::LatencyModel() : prefill_(kPrefillPrior), decode_(kDecodePrior), fetch_(kFetchPrior) {}
+LatencyModel::LatencyModel()
+    : prefill_(kPrefillPrior),
+      decode_(kDecodePrior),
+      fetch_{LeastSquares<2>(kFetchPrior), LeastSquares<2>(kPeerDiskPrior), LeastSquares<2>(kDiskPrior)} {}
 
 void LatencyModel::Observe(const PrefillSample& s) {
   if (s.new_tokens > 0) prefill_.Observe(PrefillFeatures(s.new_tokens, s.cached_tokens), s.seconds);
@@ -40,7 +46,7 @@ void LatencyModel::Observe(const DecodeSample& s) {
   if (s.batch > 0) decode_.Observe(DecodeFeatures(s.batch, s.context_tokens), s.seconds);
 }
 void LatencyModel::Observe(const FetchSample& s) {
-  if (s.bytes > 0) fetch_.Observe(FetchFeatures(s.bytes), s.seconds);
+  if (s.bytes > 0) fetch_[static_cast<size_t>(s.from)].Observe(FetchFeatures(s.bytes), s.seconds);
 }
 
 double LatencyModel::PrefillSeconds(uint64_t new_tokens, uint64_t cached_tokens) const {
@@ -58,8 +64,8 @@ double LatencyModel::DecodeStepSeconds(uint64_t batch, uint64_t context_tokens) 
   return batch == 0 ? 0 : decode_.Predict(DecodeFeatures(batch, context_tokens));
 }
 
-double LatencyModel::FetchSeconds(uint64_t bytes) const {
-  return bytes == 0 ? 0 : fetch_.Predict(FetchFeatures(bytes));
+double LatencyModel::FetchSeconds(uint64_t bytes, FetchFrom from) const {
+  return bytes == 0 ? 0 : fetch_[static_cast<size_t>(from)].Predict(FetchFeatures(bytes));
 }
 
 }  // namespace tidepool

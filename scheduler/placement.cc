@@ -37,8 +37,8 @@ class Evaluator {
 
   Evaluation Run() {
     SumDemand();
-    view_.prefixes().Match(request_.keys, view_.size(), held_);
-    FindHolder();
+    view_.prefixes().Match(request_.keys, view_.size(), held_, runs_);
+    FindHolders();
 
     Evaluation out;
     for (WorkerIndex i = 0; i < view_.size(); ++i) {
@@ -94,8 +94,9 @@ class Evaluator {
   void Keep(std::optional<Plan>& best, const Plan& plan) const {
     if (!best || PlanRank(plan) < PlanRank(*best)) best = plan;
   }
-  auto HolderRank(WorkerIndex i) const {
-    return std::tuple(ReusableMax() - Held(i), demand_[i].outgoing_fetches, demand_[i].requests,
+  // Of those that hold `blocks` of the prefix.
+  auto HolderRank(WorkerIndex i, uint32_t blocks) const {
+    return std::tuple(ReusableMax() - blocks, demand_[i].outgoing_fetches, demand_[i].requests,
                       std::string_view(view_.worker(i)->address.worker_id));
   }
 
@@ -105,7 +106,16 @@ class Evaluator {
   uint32_t prompt_blocks() const { return Blocks(request_.prompt_tokens); }
   // The last token is always computed (it gives the logits), so its block is never taken from a cache.
   uint32_t ReusableMax() const { return (request_.prompt_tokens - 1) / layout_.block_tokens; }
-  uint32_t Held(WorkerIndex i) const { return std::min(held_[i], ReusableMax()); }
+  uint32_t Held(WorkerIndex i) const { return std::min(held_[i].blocks, ReusableMax()); }
+  uint32_t Near(WorkerIndex i) const { return std::min(held_[i].near_blocks, ReusableMax()); }
+  // What holder h has of the blocks from `from` on: [from, near_blocks) in its host tier, [from, blocks) in
+  // all.
+  HeldPrefix HeldFrom(WorkerIndex h, uint32_t from) const {
+    const HeldRun& run = runs_[h];
+    if (held_[h].blocks > from || from < run.begin || from >= run.end)
+      return {.blocks = Held(h), .near_blocks = Near(h)};
+    return {.blocks = std::min(run.end, ReusableMax()), .near_blocks = std::min(run.near_end, ReusableMax())};
+  }
   uint32_t Uncached(WorkerIndex i) const { return request_.prompt_tokens - Held(i) * layout_.block_tokens; }
 
   bool Excluded(WorkerIndex i) const {
@@ -146,13 +156,26 @@ class Evaluator {
     }
   }
 
-  // The worker with the longest prefix; of several, the one that feeds the fewest. A draining worker still
-  // serves fetches.
-  void FindHolder() {
+  // The worker with the longest prefix, and the one with the longest in its host tier; of several, the one
+  // that feeds the fewest. A draining worker still serves fetches, and a store does nothing else.
+  void FindHolders() {
+    std::optional<WorkerIndex> near, any;
     for (WorkerIndex i = 0; i < view_.size(); ++i) {
-      if (view_.worker(i) == nullptr || held_[i] == 0 || Excluded(i)) continue;
-      if (!holder_ || HolderRank(i) < HolderRank(*holder_)) holder_ = i;
+      if (view_.worker(i) == nullptr || held_[i].blocks == 0 || Excluded(i)) continue;
+      if (Near(i) > 0 && (!near || HolderRank(i, Near(i)) < HolderRank(*near, Near(*near)))) near = i;
+      if (!any || HolderRank(i, Held(i)) < HolderRank(*any, Held(*any))) any = i;
     }
+    if (near) holders_.push_back(*near);
+    if (any && any != near && (!near || Held(*any) > Near(*near))) holders_.push_back(*any);
+    // And who goes on where others end.
+    std::optional<WorkerIndex> beyond;
+    const auto end = [&](WorkerIndex i) { return std::min(runs_[i].end, ReusableMax()); };
+    for (WorkerIndex i = 0; i < view_.size(); ++i) {
+      if (view_.worker(i) == nullptr || end(i) == 0 || Excluded(i)) continue;
+      if (!beyond || HolderRank(i, end(i)) < HolderRank(*beyond, end(*beyond))) beyond = i;
+    }
+    if (beyond && std::find(holders_.begin(), holders_.end(), *beyond) == holders_.end())
+      holders_.push_back(*beyond);
   }
   double ComputeSeconds(WorkerIndex i, uint32_t cached_blocks) const {
     const Worker& w = *view_.worker(i);
@@ -169,7 +192,7 @@ class Evaluator {
 
   PrefillOption Prefill(WorkerIndex i) const {
     const Worker& w = *view_.worker(i);
-    PrefillOption p{.worker = i, .held_blocks = Held(i), .cached_blocks = Held(i)};
+    PrefillOption p{.worker = i, .near_blocks = Near(i), .held_blocks = Near(i), .cached_blocks = Near(i)};
     p.load = demand_[i].requests;
     p.blocks_needed = prompt_blocks();
     p.room = FreeBlocks(i) >= p.blocks_needed;
@@ -179,19 +202,51 @@ class Evaluator {
     p.queue_seconds = std::max(0.0, reported - std::max(0.0, since)) + demand_[i].prefill_seconds;
     p.compute_seconds = ComputeSeconds(i, p.held_blocks);
 
-    if (holder_ && *holder_ != i && Held(*holder_) > p.held_blocks) {
-      const uint64_t bytes = uint64_t{Held(*holder_) - p.held_blocks} * layout_.block_bytes();
+    PrefillOption best = p;
+    const auto consider = [&](PrefillOption option) {
+      option.compute_seconds = ComputeSeconds(i, option.cached_blocks);
+      if (option.service_seconds() < best.service_seconds()) best = option;
+    };
+    ConsiderHolders(p, consider);
+    if (Held(i) > p.near_blocks) {
+      p.held_blocks = p.cached_blocks = Held(i);
+      p.fetch_seconds = w.latency.FetchSeconds(Bytes(p.near_blocks, Held(i)), FetchFrom::kOwnDisk);
+      consider(p);
+      ConsiderHolders(p, consider);
+    }
+    return best;
+  }
+
+  uint64_t Bytes(uint32_t begin, uint32_t end) const {
+    return end > begin ? uint64_t{end - begin} * layout_.block_bytes() : 0;
+  }
+
+  // `p`, and then what each holder has beyond it: of its host tier alone, and of its disk, too.
+  template <typename Consider>
+  void ConsiderHolders(const PrefillOption& p, const Consider& consider) const {
+    const LatencyModel& latency = view_.worker(p.worker)->latency;
+    for (const WorkerIndex h : holders_) {
+      const auto [all, near] = HeldFrom(h, p.held_blocks);
+      if (h == p.worker || all <= p.cached_blocks) continue;
       // Transfers out of one worker share its link.
-      const double fetch = w.latency.FetchSeconds(bytes) * (1.0 + demand_[*holder_].outgoing_fetches);
-      const double compute = ComputeSeconds(i, Held(*holder_));
-      if (fetch + compute < p.compute_seconds) {
-        p.cached_blocks = Held(*holder_);
-        p.holder = holder_;
-        p.fetch_seconds = fetch;
-        p.compute_seconds = compute;
+      const double share = 1.0 + demand_[h].outgoing_fetches;
+      PrefillOption option = p;
+      option.holder = h;
+      option.holder_near_blocks = std::max(near, p.held_blocks);
+      option.peer_host_seconds = share * latency.FetchSeconds(Bytes(p.held_blocks, near));
+      if (near > p.cached_blocks) {
+        option.cached_blocks = near;
+        option.fetch_seconds = p.fetch_seconds + option.peer_host_seconds;
+        consider(option);
+      }
+      if (all > near) {
+        option.cached_blocks = all;
+        option.peer_disk_seconds =
+            share * latency.FetchSeconds(Bytes(option.holder_near_blocks, all), FetchFrom::kPeerDisk);
+        option.fetch_seconds = p.fetch_seconds + option.peer_host_seconds + option.peer_disk_seconds;
+        consider(option);
       }
     }
-    return p;
   }
 
   // The batch of decode worker i at time t, this request included: how long one step takes.
@@ -237,7 +292,7 @@ class Evaluator {
     d.full = FreeBlocks(i) < Blocks(uint64_t{request_.prompt_tokens} + 1);
     if (p.worker != i) {
       const LatencyModel& m = view_.worker(i)->latency;
-      const uint64_t blocks = prompt_blocks() - Held(i);
+      const uint64_t blocks = prompt_blocks() - Near(i);
       d.handoff_seconds = std::max(m.FetchSeconds(layout_.block_bytes()),
                                    m.FetchSeconds(blocks * layout_.block_bytes()) - p.compute_seconds);
     }
@@ -285,9 +340,10 @@ class Evaluator {
   const uint32_t output_tokens_;
   const double ttft_slo_;
   const double itl_slo_;
-  std::vector<uint32_t> held_;
+  std::vector<HeldPrefix> held_;
+  std::vector<HeldRun> runs_;
   std::vector<Demand> demand_;
-  std::optional<WorkerIndex> holder_;
+  std::vector<WorkerIndex> holders_;  // worth a fetch: at most two
 };
 
 }  // namespace

@@ -14,11 +14,15 @@ namespace tidepool {
 // Prefilling the prompt on one worker. Seconds are predictions.
 struct PrefillOption {
   WorkerIndex worker = 0;
-  uint32_t held_blocks = 0;           // of the prompt, usable, on the worker
+  uint32_t near_blocks = 0;           // of the prompt, usable, in the worker's host tier
+  uint32_t held_blocks = 0;           // those, and [near_blocks, held_blocks) from its own disk
   uint32_t cached_blocks = 0;         // held or fetched
   std::optional<WorkerIndex> holder;  // of [held_blocks, cached_blocks)
+  uint32_t holder_near_blocks = 0;    // of which the holder has [held_blocks, this) in its host tier
   double queue_seconds = 0;
-  double fetch_seconds = 0;
+  double fetch_seconds = 0;      // from the own disk and from the holder
+  double peer_host_seconds = 0;  // of which: from the holder's host tier
+  double peer_disk_seconds = 0;  // and from its disk
   double compute_seconds = 0;
   uint32_t blocks_needed = 0;
   bool room = false;  // for blocks_needed, now; without it the worker would refuse
@@ -64,7 +68,8 @@ struct Evaluation {
 // Predicts and compares every way of serving `request` (Mooncake's Algorithm 1, arXiv:2407.00079, with the
 // fetch rule as meant: fetch iff it beats recomputing):
 //
-//   TTFT(p) = queue(p) + min over {fetch what another holds, recompute it} + compute(p, rest)
+//   TTFT(p) = queue(p) + min over {load what the own disk holds, fetch what another holds in its host tier or
+//             on its disk, recompute it} + compute(p, rest)
 //   p = argmin TTFT;  d = argmin (handoff(p, d) + answer * ITL(d))
 //   local(d) = the same on d alone, where d may: role both, or at most local_prefill_tokens uncached, or
 //   no prefill worker left

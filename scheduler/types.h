@@ -19,10 +19,10 @@ namespace tidepool {
 // nothing outside one core.
 using WorkerIndex = uint32_t;
 
-enum class Role : uint8_t { kPrefill = 1, kDecode = 2, kBoth = 3 };
+enum class Role : uint8_t { kPrefill = 1, kDecode = 2, kBoth = 3, kStore = 4 };
 std::string_view RoleName(Role role);
-inline bool CanPrefill(Role r) { return r != Role::kDecode; }
-inline bool CanDecode(Role r) { return r != Role::kPrefill; }
+inline bool CanPrefill(Role r) { return r == Role::kPrefill || r == Role::kBoth; }
+inline bool CanDecode(Role r) { return r == Role::kDecode || r == Role::kBoth; }
 
 // What must be equal before any KV is exchanged. The name is for people and not compared.
 struct ModelIdentity {
@@ -32,6 +32,7 @@ struct ModelIdentity {
   uint32_t max_model_len = 0;
   uint32_t vocab_size = 0;
   uint32_t hidden_size = 0;  // of embeddings; follows from the fingerprint
+  std::string kv_codec;      // enters the block keys; empty: none
 };
 
 struct WorkerAddress {
@@ -41,11 +42,14 @@ struct WorkerAddress {
   std::string transport;
   uint32_t pid = 0;
   std::string host;
+  std::string arena;  // see cluster.proto
 };
 
+// `key` became readable in `tier` of the worker, or no longer is.
 struct BlockEvent {
   BlockKey key;
   bool removed = false;
+  Tier tier = Tier::kHost;
 };
 
 struct PrefillSample {
@@ -58,9 +62,23 @@ struct DecodeSample {
   uint64_t context_tokens = 0;  // summed over the batch
   double seconds = 0;           // of one step
 };
+// From where a worker can get a block that its own host tier lacks.
+enum class FetchFrom : uint8_t { kPeerHost, kPeerDisk, kOwnDisk };
+inline constexpr size_t kFetchSources = 3;
+
 struct FetchSample {
   uint64_t bytes = 0;
   double seconds = 0;
+  FetchFrom from = FetchFrom::kPeerHost;
+};
+
+// What one tier of a worker holds, and could.
+struct TierLoad {
+  Tier tier = Tier::kHost;
+  uint64_t blocks = 0;
+  uint64_t bytes_used = 0;
+  uint64_t bytes_total = 0;
+  bool healthy = true;
 };
 
 struct WorkerLoad {
@@ -81,6 +99,7 @@ struct WorkerReport {
   bool snapshot = false;
   std::vector<BlockEvent> events;
   WorkerLoad load;
+  std::vector<TierLoad> tiers;
   std::vector<PrefillSample> prefills;
   std::vector<DecodeSample> decodes;
   std::vector<FetchSample> fetches;
@@ -111,6 +130,8 @@ struct PrefixHolder {
   WorkerAddress worker;
   uint32_t begin = 0;
   uint32_t end = 0;
+  Tier tier = Tier::kHost;  // there
+  double seconds = 0;       // to fetch them, predicted
 };
 
 struct Placement {
@@ -155,6 +176,17 @@ struct PlaceResult {
   std::vector<Candidate> candidates;  // Explain only
 };
 
+// Where a block is, and how much of a chain a worker holds.
+struct BlockHolder {
+  std::string worker_id;
+  std::vector<Tier> tiers;  // nearest first
+};
+struct WorkerPrefix {
+  std::string worker_id;
+  uint32_t blocks = 0;
+  uint32_t near_blocks = 0;  // the leading ones in its host tier or nearer
+};
+
 enum class WorkerState : uint8_t { kReady, kDraining, kLost };
 std::string_view WorkerStateName(WorkerState state);
 
@@ -163,6 +195,7 @@ struct WorkerView {
   Role role = Role::kBoth;
   WorkerState state = WorkerState::kReady;
   WorkerLoad load;
+  std::vector<TierLoad> tiers;
   uint64_t indexed_blocks = 0;
   absl::Duration since_report;
   // Mean relative error of the latency model's last predictions; 0 before the first sample.

@@ -1,24 +1,15 @@
 #include "server/scheduler/convert.h"
 
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <utility>
 
 #include "base/status.h"
+#include "server/rpc/kv_convert.h"
 
 namespace tidepool {
 
 namespace {
-
-absl::StatusOr<BlockKey> ToKey(const std::string& bytes, std::string_view field) {
-  BlockKey key;
-  if (bytes.size() != key.bytes.size())
-    return absl::InvalidArgumentError(std::string(field) + ": a block key has 32 bytes, not " +
-                                      std::to_string(bytes.size()));
-  std::memcpy(key.bytes.data(), bytes.data(), bytes.size());
-  return key;
-}
 
 absl::StatusOr<ModelIdentity> FromProto(const v1::ModelIdentity& in) {
   if (in.kv_dtype() < 1 || in.kv_dtype() > 3)
@@ -33,7 +24,8 @@ absl::StatusOr<ModelIdentity> FromProto(const v1::ModelIdentity& in) {
                                   .dtype = static_cast<DType>(in.kv_dtype())},
                        .max_model_len = in.max_model_len(),
                        .vocab_size = in.vocab_size(),
-                       .hidden_size = in.hidden_size()};
+                       .hidden_size = in.hidden_size(),
+                       .kv_codec = in.kv_codec()};
 }
 
 WorkerAddress FromProto(const v1::WorkerAddress& in) {
@@ -42,7 +34,8 @@ WorkerAddress FromProto(const v1::WorkerAddress& in) {
           .grpc = in.grpc(),
           .transport = in.transport(),
           .pid = in.pid(),
-          .host = in.host()};
+          .host = in.host(),
+          .arena = in.arena()};
 }
 
 absl::StatusOr<absl::Duration> ToSlo(double seconds, std::string_view field) {
@@ -67,8 +60,11 @@ absl::StatusOr<WorkerReport> FromProto(const v1::WorkerReport& in) {
     case v1::ROLE_BOTH:
       out.role = Role::kBoth;
       break;
+    case v1::ROLE_STORE:
+      out.role = Role::kStore;
+      break;
     default:
-      return absl::InvalidArgumentError("role: must be prefill, decode or both");
+      return absl::InvalidArgumentError("role: must be prefill, decode, both or store");
   }
   TP_ASSIGN_OR_RETURN(out.model, FromProto(in.model()));
   out.draining = in.draining();
@@ -76,8 +72,9 @@ absl::StatusOr<WorkerReport> FromProto(const v1::WorkerReport& in) {
   out.snapshot = in.snapshot();
   out.events.reserve(static_cast<size_t>(in.events_size()));
   for (const auto& e : in.events()) {
-    TP_ASSIGN_OR_RETURN(const BlockKey key, ToKey(e.key(), "events.key"));
-    out.events.push_back({key, e.removed()});
+    TP_ASSIGN_OR_RETURN(const BlockKey key, ToBlockKey(e.key(), "events.key"));
+    TP_ASSIGN_OR_RETURN(const Tier tier, FromProto(e.tier(), "events.tier"));
+    out.events.push_back({key, e.removed(), tier});
   }
   out.load = {.running = in.running(),
               .waiting = in.waiting(),
@@ -88,7 +85,17 @@ absl::StatusOr<WorkerReport> FromProto(const v1::WorkerReport& in) {
   for (const auto& s : in.prefills())
     out.prefills.push_back({s.new_tokens(), s.cached_tokens(), s.seconds()});
   for (const auto& s : in.decodes()) out.decodes.push_back({s.batch(), s.context_tokens(), s.seconds()});
-  for (const auto& s : in.fetches()) out.fetches.push_back({s.bytes(), s.seconds()});
+  for (const auto& s : in.fetches()) {
+    TP_ASSIGN_OR_RETURN(const Tier tier, FromProto(s.tier(), "fetches.tier"));
+    const FetchFrom from = tier != Tier::kDisk  ? FetchFrom::kPeerHost
+                           : s.source().empty() ? FetchFrom::kOwnDisk
+                                                : FetchFrom::kPeerDisk;
+    out.fetches.push_back({s.bytes(), s.seconds(), from});
+  }
+  for (const auto& t : in.tiers()) {
+    TP_ASSIGN_OR_RETURN(const Tier tier, FromProto(t.tier(), "tiers.tier"));
+    out.tiers.push_back({tier, t.blocks(), t.bytes_used(), t.bytes_total(), t.healthy()});
+  }
   out.prefilled.assign(in.prefilled().begin(), in.prefilled().end());
   return out;
 }
@@ -98,7 +105,7 @@ absl::StatusOr<PlaceRequest> FromProto(const v1::PlaceRequest& in) {
   out.request_id = in.request_id();
   out.keys.reserve(static_cast<size_t>(in.keys_size()));
   for (const auto& bytes : in.keys()) {
-    TP_ASSIGN_OR_RETURN(const BlockKey key, ToKey(bytes, "keys"));
+    TP_ASSIGN_OR_RETURN(const BlockKey key, ToBlockKey(bytes, "keys"));
     out.keys.push_back(key);
   }
   out.prompt_tokens = in.prompt_tokens();
@@ -116,6 +123,7 @@ void ToProto(const WorkerAddress& in, v1::WorkerAddress* out) {
   out->set_transport(in.transport);
   out->set_pid(in.pid);
   out->set_host(in.host);
+  out->set_arena(in.arena);
 }
 
 void ToProto(const ModelIdentity& in, v1::ModelIdentity* out) {
@@ -129,6 +137,7 @@ void ToProto(const ModelIdentity& in, v1::ModelIdentity* out) {
   out->set_max_model_len(in.max_model_len);
   out->set_vocab_size(in.vocab_size);
   out->set_hidden_size(in.hidden_size);
+  out->set_kv_codec(in.kv_codec);
 }
 
 void ToProto(const Placement& in, v1::PlaceReply* out) {
@@ -139,6 +148,8 @@ void ToProto(const Placement& in, v1::PlaceReply* out) {
     ToProto(h.worker, holder->mutable_worker());
     holder->set_begin(h.begin);
     holder->set_end(h.end);
+    holder->set_tier(ToProto(h.tier));
+    holder->set_seconds(h.seconds);
   }
   out->set_expected_cached_tokens(in.expected_cached_tokens);
   out->set_predicted_ttft_seconds(in.ttft_seconds);
@@ -176,6 +187,14 @@ void ToProto(const WorkerView& in, v1::WorkerView* out) {
   out->set_queued_prefill_tokens(in.load.queued_prefill_tokens);
   out->set_slots_total(in.load.slots_total);
   out->set_slots_free(in.load.slots_free);
+  for (const TierLoad& t : in.tiers) {
+    v1::TierLoad* tier = out->add_tiers();
+    tier->set_tier(ToProto(t.tier));
+    tier->set_blocks(t.blocks);
+    tier->set_bytes_used(t.bytes_used);
+    tier->set_bytes_total(t.bytes_total);
+    tier->set_healthy(t.healthy);
+  }
   out->set_indexed_blocks(in.indexed_blocks);
   out->set_seconds_since_report(absl::ToDoubleSeconds(in.since_report));
 }

@@ -74,7 +74,7 @@ void SchedulerProbe::OnReport(const ReportResult& result) {
 void SchedulerProbe::Export(const std::vector<WorkerView>& workers, size_t inflight, uint64_t index_ignored) {
   double blocks = 0, prefill = 0, decode = 0, fetch = 0;
   double live = 0;
-  for (Role role : {Role::kPrefill, Role::kDecode, Role::kBoth}) {
+  for (Role role : {Role::kPrefill, Role::kDecode, Role::kBoth, Role::kStore}) {
     for (WorkerState state : {WorkerState::kReady, WorkerState::kDraining, WorkerState::kLost}) {
       double n = 0;
       for (const WorkerView& w : workers) n += w.role == role && w.state == state ? 1 : 0;

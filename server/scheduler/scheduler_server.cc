@@ -11,14 +11,24 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "scheduler/core.h"
+#include "server/rpc/kv_convert.h"
+#include "server/rpc/long_call.h"
 #include "server/rpc/rpc.h"
 #include "server/scheduler/convert.h"
 #include "server/scheduler/probe.h"
+#include "server/scheduler/replicator.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
 
 namespace tidepool {
 
 namespace {
+
+// How often hot blocks are looked for.
+constexpr absl::Duration kReplicateInterval = absl::Seconds(1);
+constexpr uint32_t kCopiesMax = 16;
+constexpr size_t kKeysMax = 65536;
+constexpr double kEvacuateSeconds = 30;
+constexpr double kEvacuateSecondsMax = 3600;
 
 // Gauges are as old as this at most; losses are noticed this much late.
 constexpr absl::Duration kTickMax = absl::Milliseconds(250);
@@ -33,6 +43,27 @@ SchedulerOptions ToOptions(const SchedulerConfig& c) {
   return o;
 }
 
+ReplicationOptions ToReplicationOptions(const SchedulerConfig& c) {
+  ReplicationOptions o;
+  o.copies = c.hot_copies;
+  o.bytes_per_second = c.replicate_bytes_per_second;
+  return o;
+}
+
+absl::StatusOr<std::vector<BlockKey>> ToKeys(const google::protobuf::RepeatedPtrField<std::string>& in) {
+  if (in.empty()) return absl::InvalidArgumentError("keys: is empty; name at least one block key");
+  if (static_cast<size_t>(in.size()) > kKeysMax)
+    return absl::InvalidArgumentError("keys: has " + std::to_string(in.size()) + " keys; at most " +
+                                      std::to_string(kKeysMax) + " a call");
+  std::vector<BlockKey> out;
+  out.reserve(static_cast<size_t>(in.size()));
+  for (const std::string& bytes : in) {
+    TP_ASSIGN_OR_RETURN(const BlockKey key, ToBlockKey(bytes, "keys"));
+    out.push_back(key);
+  }
+  return out;
+}
+
 }  // namespace
 
 struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
@@ -41,7 +72,8 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
         clock(c),
         tick_interval(std::clamp(config.worker_timeout / 4, absl::Milliseconds(1), kTickMax)),
         probe(metrics),
-        core(ToOptions(config)) {}
+        replicator(token, config.replicate_bytes_per_second, metrics),
+        core(ToOptions(config), ToReplicationOptions(config)) {}
 
   // ---- the service; each answers before it returns
 
@@ -133,6 +165,104 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
     });
   }
 
+  grpc::ServerUnaryReactor* Where(grpc::CallbackServerContext* context, const v1::WhereRequest* request,
+                                  v1::WhereReply* reply) override {
+    return Answer(context, [&]() -> grpc::Status {
+      const auto keys = ToKeys(request->keys());
+      if (!keys.ok()) return ToGrpc(keys.status());
+      std::lock_guard lock(mu);
+      if (request->chain()) {
+        for (const WorkerPrefix& p : core.Prefixes(*keys)) {
+          v1::HeldPrefix* prefix = reply->add_prefixes();
+          prefix->set_worker_id(p.worker_id);
+          prefix->set_blocks(p.blocks);
+          prefix->set_host_blocks(p.near_blocks);
+        }
+        return grpc::Status::OK;
+      }
+      for (const auto& holders : core.Where(*keys)) {
+        v1::BlockHolders* block = reply->add_blocks();
+        for (const BlockHolder& h : holders) {
+          v1::BlockHolder* holder = block->add_holders();
+          holder->set_worker_id(h.worker_id);
+          for (const Tier tier : h.tiers) holder->add_tiers(ToProto(tier));
+        }
+      }
+      return grpc::Status::OK;
+    });
+  }
+
+  grpc::ServerWriteReactor<v1::ReplicateProgress>* Replicate(grpc::CallbackServerContext* context,
+                                                             const v1::ReplicateRequest* request) override {
+    if (const absl::Status s = CheckClusterToken(*context, token); !s.ok())
+      return long_calls.Refuse<v1::ReplicateProgress>(ToGrpc(s));
+    auto keys = ToKeys(request->keys());
+    if (keys.ok() && request->to().empty() && (request->copies() < 2 || request->copies() > kCopiesMax))
+      keys = absl::InvalidArgumentError("copies: is " + std::to_string(request->copies()) +
+                                        "; it may be 2 to 16, or name a worker in `to`");
+    if (!keys.ok()) return long_calls.Refuse<v1::ReplicateProgress>(ToGrpc(keys.status()));
+    return Order(absl::InfiniteDuration(),
+                 [this, keys = *std::move(keys), copies = request->copies(), to = request->to()] {
+                   return core.Replication(keys, copies, to);
+                 });
+  }
+
+  grpc::ServerWriteReactor<v1::ReplicateProgress>* Evacuate(grpc::CallbackServerContext* context,
+                                                            const v1::EvacuateRequest* request) override {
+    absl::Status refused = CheckClusterToken(*context, token);
+    const double seconds = request->max_seconds() == 0 ? kEvacuateSeconds : request->max_seconds();
+    if (refused.ok() && !(seconds > 0 && seconds <= kEvacuateSecondsMax))
+      refused = absl::InvalidArgumentError("max_seconds: is not in (0, 3600]");
+    if (!refused.ok()) return long_calls.Refuse<v1::ReplicateProgress>(ToGrpc(refused));
+    return Order(absl::Seconds(seconds),
+                 [this, id = request->worker_id()] { return core.Evacuation(id, clock.Now()); });
+  }
+
+  // Carries out what `plan` (called under the lock) says, for at most `limit`.
+  grpc::ServerWriteReactor<v1::ReplicateProgress>* Order(
+      absl::Duration limit, std::function<absl::StatusOr<std::vector<CopyOrder>>()> plan) {
+    return long_calls.Start<v1::ReplicateProgress>(
+        [this, limit, plan = std::move(plan)](const LongCalls::Handle<v1::ReplicateProgress>& handle) {
+          absl::StatusOr<std::vector<CopyOrder>> orders;
+          uint64_t block_bytes = 0;
+          {
+            std::lock_guard lock(mu);
+            orders = plan();
+            if (core.model()) block_bytes = core.model()->layout.block_bytes();
+          }
+          if (!orders.ok()) return ToGrpc(orders.status());
+          const absl::Time began = clock.Now();
+          const auto over = [&] { return clock.Now() - began >= limit; };
+          uint32_t total = 0;
+          for (const CopyOrder& order : *orders) total += static_cast<uint32_t>(order.keys.size());
+          Replicator::Tally tally;
+          const auto say = [&](bool finished) {
+            v1::ReplicateProgress progress;
+            progress.set_total(total);
+            progress.set_copied(tally.copied);
+            progress.set_skipped(tally.skipped);
+            progress.set_bytes(tally.bytes);
+            progress.set_seconds(absl::ToDoubleSeconds(clock.Now() - began));
+            progress.set_finished(finished);
+            progress.set_note(tally.note);
+            handle.report(progress);
+          };
+          say(false);
+          for (const CopyOrder& order : *orders) {
+            if (over()) break;
+            const absl::Status status = replicator.Execute(
+                order, block_bytes, [&] { return handle.cancelled() || over(); }, [&] { say(false); }, tally);
+            if (!status.ok() && handle.cancelled()) return ToGrpc(status);
+          }
+          if (tally.copied + tally.skipped < total) {
+            tally.skipped = total - tally.copied;
+            if (tally.note.empty()) tally.note = "the time was over";
+          }
+          say(true);
+          return grpc::Status::OK;
+        });
+  }
+
   template <typename Body>
   grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Body& body) {
     auto* reactor = context->DefaultReactor();
@@ -159,6 +289,29 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
     }
   }
 
+  // ---- hot blocks
+
+  void RunReplication() {
+    std::unique_lock lock(mu);
+    while (!stop) {
+      const std::vector<CopyOrder> orders = core.Replicate(clock.Now());
+      const uint64_t block_bytes = core.model() ? core.model()->layout.block_bytes() : 0;
+      lock.unlock();
+      for (const CopyOrder& order : orders) {
+        Replicator::Tally tally;
+        if (!replicator
+                 .Execute(
+                     order, block_bytes, [] { return false; }, [] {}, tally)
+                 .ok())
+          break;
+        spdlog::debug("hot blocks: {} of {} copied from {} to {}", tally.copied, order.keys.size(),
+                      order.from.worker_id, order.to.worker_id);
+      }
+      lock.lock();
+      wake.wait_for(lock, absl::ToChronoNanoseconds(kReplicateInterval), [&] { return stop; });
+    }
+  }
+
   void ExportLocked() { probe.Export(core.Workers(clock.Now()), core.inflight(), core.index_ignored()); }
 
   const std::string token;
@@ -167,13 +320,16 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
   SchedulerProbe probe;
   std::atomic<bool> ready{false};
   RpcServer rpc;
+  Replicator replicator;
+  LongCalls long_calls{/*threads=*/2, /*max_waiting=*/8};
 
   std::mutex mu;  // guards what follows
   SchedulerCore core;
   std::string last_refusal;
   bool stop = false;
   std::condition_variable wake;
-  std::thread timer;  // started and joined by the owner
+  std::thread timer;  // these are started and joined by the owner
+  std::thread replication;
 };
 
 absl::StatusOr<std::unique_ptr<SchedulerServer>> SchedulerServer::Start(const SchedulerConfig& config,
@@ -183,6 +339,7 @@ absl::StatusOr<std::unique_ptr<SchedulerServer>> SchedulerServer::Start(const Sc
   auto impl = std::make_unique<Impl>(config, cluster_token, metrics, clock);
   TP_ASSIGN_OR_RETURN(impl->rpc, StartRpcServer(config.listen, impl.get()));
   impl->timer = std::thread([i = impl.get()] { i->RunTimer(); });
+  impl->replication = std::thread([i = impl.get()] { i->RunReplication(); });
   impl->ready = true;
   spdlog::info("scheduler listens on port {}", impl->rpc.port);
   return std::unique_ptr<SchedulerServer>(new SchedulerServer(std::move(impl)));
@@ -198,6 +355,8 @@ bool SchedulerServer::ready() const { return impl_->ready; }
 
 void SchedulerServer::Shutdown(absl::Duration grace) {
   if (!impl_->ready.exchange(false)) return;
+  impl_->replicator.Stop();
+  impl_->long_calls.Stop();
   impl_->rpc.server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
   impl_->rpc.server->Wait();
   {
@@ -206,6 +365,7 @@ void SchedulerServer::Shutdown(absl::Duration grace) {
   }
   impl_->wake.notify_all();
   impl_->timer.join();
+  impl_->replication.join();
 }
 
 }  // namespace tidepool

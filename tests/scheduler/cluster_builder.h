@@ -51,8 +51,9 @@ inline WorkerReport TestReport(std::string id, Role role, uint64_t seq = 1) {
   return r;
 }
 
-inline WorkerReport& Holding(WorkerReport& r, std::string_view chain, uint32_t n) {
-  for (uint32_t i = 0; i < n; ++i) r.events.push_back({ChainKey(chain, i), false});
+inline WorkerReport& Holding(WorkerReport& r, std::string_view chain, uint32_t n, Tier tier = Tier::kHost,
+                             uint32_t from = 0) {
+  for (uint32_t i = from; i < n; ++i) r.events.push_back({ChainKey(chain, i), false, tier});
   return r;
 }
 

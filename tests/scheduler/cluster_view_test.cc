@@ -48,6 +48,7 @@ TEST_F(ClusterViewTest, RefusalNamesEveryDifference) {
   auto other = TestReport("w2", Role::kDecode);
   other.model.fingerprint = "f2";
   other.model.layout.block_tokens = 64;
+  other.model.kv_codec = "fp8";
   other.model.max_model_len = 99;
   const auto result = Report(other);
   EXPECT_EQ(result.status.code(), absl::StatusCode::kFailedPrecondition);
@@ -55,6 +56,7 @@ TEST_F(ClusterViewTest, RefusalNamesEveryDifference) {
   EXPECT_THAT(message, HasSubstr("worker w2 cannot join"));
   EXPECT_THAT(message, HasSubstr("model fingerprint is 'f2 (demo)', the cluster's is 'f1 (demo)'"));
   EXPECT_THAT(message, HasSubstr("kv.block_tokens is '64', the cluster's is '32'"));
+  EXPECT_THAT(message, HasSubstr("kv.codec is 'fp8', the cluster's is 'none'"));
   EXPECT_THAT(message, HasSubstr("model.max_model_len is '99', the cluster's is '65536'"));
   EXPECT_EQ(view_.Workers(kStart).size(), 1u);
 }
@@ -66,6 +68,7 @@ TEST_F(ClusterViewTest, EachDifferenceAloneIsRefused) {
       {"layout", [](ModelIdentity& m) { m.layout.dtype = DType::kF32; }},
       {"layout", [](ModelIdentity& m) { m.layout.layers = 5; }},
       {"block_tokens", [](ModelIdentity& m) { m.layout.block_tokens = 16; }},
+      {"kv.codec", [](ModelIdentity& m) { m.kv_codec = "int8"; }},
       {"max_model_len", [](ModelIdentity& m) { m.max_model_len = 1; }},
       {"vocabulary", [](ModelIdentity& m) { m.vocab_size = 1; }}};
   for (const auto& [name, change] : changes) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <tuple>
 
 #include "scheduler/core.h"
 #include "tests/scheduler/cluster_builder.h"
@@ -108,6 +109,22 @@ TEST_F(PlacementTest, BusyHolderIsFetchedFromInsteadOfWaitedFor) {
   EXPECT_THAT(p.reason, HasSubstr("fetched from p2"));
 }
 
+// A decode worker on the prefill worker's host reads the prompt where it lies: it holds its answer alone.
+TEST_F(PlacementTest, AnEarlierAnswerIsFetchedFromWhoHoldsNothingElse) {
+  OnePrefillOneDecode();
+  auto p1 = TestReport("p1", Role::kPrefill, 2);
+  Add(Holding(p1, "x", 60));
+  auto d1 = TestReport("d1", Role::kDecode, 2);
+  Add(Holding(d1, "x", 90, Tier::kHost, 60));
+  const auto p = Place(TestRequest("r", 100 * 32));
+  EXPECT_EQ(p.prefill->worker_id, "p1");
+  ASSERT_EQ(p.holders.size(), 1u);
+  EXPECT_EQ(p.holders[0].worker.worker_id, "d1");
+  EXPECT_EQ(p.holders[0].begin, 60u);
+  EXPECT_EQ(p.holders[0].end, 90u);
+  EXPECT_EQ(p.expected_cached_tokens, 90u * 32);
+}
+
 TEST_F(PlacementTest, SlowLinkIsNotFetchedOver) {
   OnePrefillOneDecode();
   auto p1 = TestReport("p1", Role::kPrefill, 2);
@@ -118,6 +135,85 @@ TEST_F(PlacementTest, SlowLinkIsNotFetchedOver) {
   const auto p = Place(TestRequest("r", 100 * 32));
   EXPECT_TRUE(p.holders.empty());
   EXPECT_EQ(p.expected_cached_tokens, 0u);
+}
+
+TEST_F(PlacementTest, StoreIsFetchedFromAndNeverComputes) {
+  OnePrefillOneDecode();
+  auto s = TestReport("s1", Role::kStore);
+  Add(Holding(s, "x", 100));
+  const auto p = Place(TestRequest("r", 100 * 32 + 1));
+  ASSERT_TRUE(p.prefill.has_value());
+  EXPECT_EQ(p.prefill->worker_id, "p1");
+  EXPECT_EQ(p.decode.worker_id, "d1");
+  ASSERT_EQ(p.holders.size(), 1u);
+  EXPECT_EQ(p.holders[0].worker.worker_id, "s1");
+  EXPECT_EQ(p.holders[0].tier, Tier::kHost);
+  EXPECT_EQ(p.holders[0].end, 100u);
+  EXPECT_GT(p.holders[0].seconds, 0);
+}
+
+TEST_F(PlacementTest, StoreAloneServesNothing) {
+  Add(TestReport("s1", Role::kStore));
+  EXPECT_EQ(core_.Place(TestRequest("r", 64), kStart).status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(PlacementTest, StoreKeepsNoWorkerOfAnotherModelOut) {
+  Add(TestReport("s1", Role::kStore));
+  auto d = TestReport("d1", Role::kDecode);
+  d.model.fingerprint = "f2";
+  Add(d);
+  EXPECT_EQ(core_.model()->fingerprint, "f2");
+  // And is told to change, in its turn.
+  EXPECT_EQ(core_.Report(TestReport("s1", Role::kStore, 2), kStart).status.code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(PlacementTest, HoldersDiskIsNamedApartAndCostsMore) {
+  OnePrefillOneDecode();
+  auto s = TestReport("s1", Role::kStore);
+  Holding(s, "x", 60);
+  Add(Holding(s, "x", 100, Tier::kDisk, 60));
+  const auto p = Place(TestRequest("r", 100 * 32 + 1));
+  ASSERT_EQ(p.holders.size(), 2u);
+  EXPECT_EQ(std::tuple(p.holders[0].begin, p.holders[0].end, p.holders[0].tier),
+            std::tuple(0u, 60u, Tier::kHost));
+  EXPECT_EQ(std::tuple(p.holders[1].begin, p.holders[1].end, p.holders[1].tier),
+            std::tuple(60u, 100u, Tier::kDisk));
+  EXPECT_GT(p.holders[1].seconds / 40, p.holders[0].seconds / 60);
+}
+
+TEST_F(PlacementTest, OwnDiskIsLoadedWhereThatBeatsTheLinkAndRecomputing) {
+  auto prefill = TestReport("p1", Role::kPrefill);
+  Holding(prefill, "x", 20);
+  Holding(prefill, "x", 100, Tier::kDisk, 20);
+  const double bytes = 1e6;
+  for (int i = 0; i < 50; ++i) {
+    prefill.fetches.push_back(
+        {static_cast<uint64_t>(bytes * (1 + i % 3)), 1e-3 * (1 + i % 3), FetchFrom::kOwnDisk});
+    prefill.fetches.push_back(
+        {static_cast<uint64_t>(bytes * (1 + i % 3)), 5.0 * (1 + i % 3), FetchFrom::kPeerHost});
+  }
+  Add(prefill);
+  Add(TestReport("d1", Role::kDecode));
+  auto s = TestReport("s1", Role::kStore);
+  Add(Holding(s, "x", 100));
+  const auto p = Place(TestRequest("r", 100 * 32 + 1));
+  EXPECT_THAT(p.holders, testing::IsEmpty());
+  EXPECT_EQ(p.expected_cached_tokens, 3200u);
+  EXPECT_THAT(p.reason, HasSubstr("2560 of them from its own disk"));
+}
+
+TEST_F(PlacementTest, SlowDiskIsNotLoadedFrom) {
+  auto prefill = TestReport("p1", Role::kPrefill);
+  Holding(prefill, "x", 20);
+  Holding(prefill, "x", 100, Tier::kDisk, 20);
+  for (int i = 0; i < 50; ++i)
+    prefill.fetches.push_back({uint64_t{1000000} * (1 + i % 3), 30.0 * (1 + i % 3), FetchFrom::kOwnDisk});
+  Add(prefill);
+  Add(TestReport("d1", Role::kDecode));
+  const auto p = Place(TestRequest("r", 100 * 32 + 1));
+  EXPECT_EQ(p.expected_cached_tokens, 640u);
+  EXPECT_THAT(p.reason, testing::Not(HasSubstr("disk")));
 }
 
 TEST_F(PlacementTest, DrainingWorkerGetsNothingNewButStillServesItsBlocks) {

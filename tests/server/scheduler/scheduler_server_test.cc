@@ -5,11 +5,15 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <limits>
+#include <mutex>
 #include <thread>
 
+#include "server/rpc/long_call.h"
 #include "server/rpc/rpc.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
+#include "tidepool/v1/kv.grpc.pb.h"
 
 namespace tidepool {
 namespace {
@@ -306,6 +310,180 @@ TEST_F(SchedulerServerTest, TakenAddressIsAnError) {
   const auto second = SchedulerServer::Start(config_, kToken, metrics_, clock_);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(config_.listen));
+}
+
+// KvPeer: a worker's control API that copies everything at once and remembers what it was asked.
+class KvPeer final : public v1::Kv::CallbackService {
+ public:
+  grpc::ServerWriteReactor<v1::KvProgress>* Copy(grpc::CallbackServerContext*,
+                                                 const v1::KvCopyRequest* request) override {
+    {
+      std::lock_guard lock(mu_);
+      copies_.push_back(*request);
+    }
+    asked_.notify_all();
+    return calls_.Start<v1::KvProgress>(
+        [n = static_cast<uint32_t>(request->keys_size())](const LongCalls::Handle<v1::KvProgress>& handle) {
+          v1::KvProgress progress;
+          progress.set_total(n);
+          progress.set_done(n);
+          progress.set_bytes(100 * n);
+          progress.set_finished(true);
+          handle.report(progress);
+          return grpc::Status::OK;
+        });
+  }
+  // False: nobody asked for a copy within 10 s.
+  bool WaitForCopy() {
+    std::unique_lock lock(mu_);
+    return asked_.wait_for(lock, std::chrono::seconds(10), [&] { return !copies_.empty(); });
+  }
+  std::vector<v1::KvCopyRequest> copies() {
+    std::lock_guard lock(mu_);
+    return copies_;
+  }
+
+ private:
+  LongCalls calls_{1, 16};
+  std::mutex mu_;
+  std::condition_variable asked_;
+  std::vector<v1::KvCopyRequest> copies_;
+};
+
+class ReplicationServerTest : public SchedulerServerTest {
+ protected:
+  ReplicationServerTest() { peer_ = StartRpcServer("127.0.0.1:0", &kv_).value(); }
+  ~ReplicationServerTest() override {
+    server_.reset();
+    peer_.server->Shutdown();
+    peer_.server->Wait();
+  }
+  // p1 holds blocks a to d, the last of them on its disk; s1 is a store with an address that answers.
+  void Workers() {
+    auto prefill = Report("p1", v1::ROLE_PREFILL);
+    for (char c : {'a', 'b', 'c'}) prefill.add_events()->set_key(Key(c));
+    auto* disk = prefill.add_events();
+    disk->set_key(Key('d'));
+    disk->set_tier(v1::KV_TIER_DISK);
+    ASSERT_TRUE(Send(prefill).ok());
+    auto store = Report("s1", v1::ROLE_STORE);
+    store.mutable_address()->set_grpc("127.0.0.1:" + std::to_string(peer_.port));
+    ASSERT_TRUE(Send(store).ok());
+  }
+  template <typename Method, typename In>
+  grpc::Status Watch(Method method, const In& in, v1::ReplicateProgress* last) {
+    grpc::ClientContext context;
+    AddClusterToken(context, kToken);
+    SetTimeout(context, absl::Seconds(10));
+    const auto stream = (stub_.get()->*method)(&context, in);
+    v1::ReplicateProgress progress;
+    while (stream->Read(&progress)) *last = progress;
+    return stream->Finish();
+  }
+
+  KvPeer kv_;
+  RpcServer peer_;
+};
+
+TEST_F(ReplicationServerTest, WhereNamesHoldersWithTheirTiers) {
+  Start();
+  Workers();
+  v1::WhereRequest request;
+  for (char c : {'a', 'd', 'z'}) request.add_keys(Key(c));
+  v1::WhereReply reply;
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Where, request, &reply).ok());
+  ASSERT_EQ(reply.blocks_size(), 3);
+  ASSERT_EQ(reply.blocks(0).holders_size(), 1);
+  EXPECT_EQ(reply.blocks(0).holders(0).worker_id(), "p1");
+  EXPECT_EQ(reply.blocks(0).holders(0).tiers(0), v1::KV_TIER_HOST);
+  EXPECT_EQ(reply.blocks(1).holders(0).tiers(0), v1::KV_TIER_DISK);
+  EXPECT_EQ(reply.blocks(2).holders_size(), 0);
+
+  v1::WhereRequest chain;
+  chain.set_chain(true);
+  for (char c : {'a', 'b', 'c', 'd', 'z'}) chain.add_keys(Key(c));
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Where, chain, &reply).ok());
+  ASSERT_EQ(reply.prefixes_size(), 1);
+  EXPECT_EQ(reply.prefixes(0).blocks(), 4u);
+  EXPECT_EQ(reply.prefixes(0).host_blocks(), 3u);
+  chain.add_keys("short");
+  EXPECT_EQ(Call(&v1::Scheduler::Stub::Where, chain, &reply).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(ReplicationServerTest, ReplicateHasTheReceiverPull) {
+  Start();
+  Workers();
+  v1::ReplicateRequest request;
+  for (char c : {'a', 'b', 'z'}) request.add_keys(Key(c));
+  request.set_copies(2);
+  v1::ReplicateProgress progress;
+  const auto status = Watch(&v1::Scheduler::Stub::Replicate, request, &progress);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_TRUE(progress.finished());
+  EXPECT_EQ(progress.copied(), 2u);
+  ASSERT_EQ(kv_.copies().size(), 1u);
+  EXPECT_EQ(kv_.copies()[0].from().worker_id(), "p1");
+  EXPECT_EQ(kv_.copies()[0].keys_size(), 2);
+  EXPECT_GT(kv_.copies()[0].bytes_per_second(), 0u);
+  request.set_copies(1);
+  EXPECT_EQ(Watch(&v1::Scheduler::Stub::Replicate, request, &progress).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(ReplicationServerTest, EvacuateCopiesWhatIsInMemoryThereAlone) {
+  Start();
+  Workers();
+  v1::EvacuateRequest request;
+  request.set_worker_id("p1");
+  v1::ReplicateProgress progress;
+  const auto status = Watch(&v1::Scheduler::Stub::Evacuate, request, &progress);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  // Nothing is known of the store's unused slots, and nobody has used these blocks: they are not worth
+  // others'.
+  EXPECT_EQ(progress.total(), 0u);
+  auto store = Report("s1", v1::ROLE_STORE, 2);
+  store.mutable_address()->set_grpc("127.0.0.1:" + std::to_string(peer_.port));
+  store.add_tiers()->set_tier(v1::KV_TIER_HOST);
+  ASSERT_TRUE(Send(store).ok());
+  ASSERT_TRUE(Watch(&v1::Scheduler::Stub::Evacuate, request, &progress).ok());
+  EXPECT_EQ(progress.total(), 3u);
+  EXPECT_EQ(progress.copied(), 3u);
+  request.set_worker_id("nobody");
+  EXPECT_EQ(Watch(&v1::Scheduler::Stub::Evacuate, request, &progress).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(ReplicationServerTest, PeerThatDoesNotAnswerIsSkippedWithAReason) {
+  Start();
+  Workers();
+  peer_.server->Shutdown();
+  v1::ReplicateRequest request;
+  request.add_keys(Key('a'));
+  request.set_to("s1");
+  v1::ReplicateProgress progress;
+  ASSERT_TRUE(Watch(&v1::Scheduler::Stub::Replicate, request, &progress).ok());
+  EXPECT_EQ(progress.copied(), 0u);
+  EXPECT_EQ(progress.skipped(), 1u);
+  EXPECT_THAT(progress.note(), HasSubstr("s1"));
+}
+
+TEST_F(ReplicationServerTest, HotBlocksAreCopiedWithoutBeingAskedFor) {
+  Start();
+  auto prefill = Report("p1", v1::ROLE_PREFILL);
+  for (char c = 'a'; c < 'a' + 8; ++c) prefill.add_events()->set_key(Key(c));
+  ASSERT_TRUE(Send(prefill).ok());
+  ASSERT_TRUE(Send(Report("d1", v1::ROLE_DECODE)).ok());
+  auto store = Report("s1", v1::ROLE_STORE);
+  store.mutable_address()->set_grpc("127.0.0.1:" + std::to_string(peer_.port));
+  ASSERT_TRUE(Send(store).ok());
+  for (int i = 0; i < 6; ++i) {
+    auto request = Request("r" + std::to_string(i), 8 * 32 + 1);
+    for (char c = 'a'; c < 'a' + 8; ++c) request.add_keys(Key(c));
+    ASSERT_TRUE(Place(request).ok());
+  }
+  ASSERT_TRUE(kv_.WaitForCopy());
+  EXPECT_EQ(kv_.copies()[0].keys_size(), 8);
 }
 
 }  // namespace
