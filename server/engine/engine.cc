@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -25,6 +26,8 @@ constexpr size_t kObservationsMax = 1024;
 constexpr absl::Duration kIdleWait = absl::Seconds(1);
 // Rows of a prompt that are scored at a time: the logits of a large vocabulary take half a megabyte a row.
 constexpr uint32_t kScoreRows = 16;
+// How fast the mean cost of a prompt's token follows the steps.
+constexpr double kTokenSecondsGain = 0.1;
 // What a step waits, once, for masks that are nearly there: setting a row of logits aside costs about that.
 constexpr auto kMaskGrace = std::chrono::microseconds(300);
 // What a late mask may wait for its turn, in mask_deadlines.
@@ -57,6 +60,7 @@ struct Engine::Impl {
     token_rows.reserve(tokens);
     position_rows.reserve(tokens);
     parts.reserve(batch);
+    streaming.reserve(batch);
     views.reserve(batch);
     logit_rows.reserve(batch);
     logits.resize(batch * options.runner->vocab());
@@ -114,8 +118,15 @@ struct Engine::Impl {
   void Finish(uint64_t id, FinishReason reason, absl::Status status, int32_t stop_token = -1);
   void Observe(absl::Duration elapsed);
 
+  // Collects those parts that end a prompt whose layers are streamed, and announces their blocks.
+  void AnnounceLastChunks();
+
   const Options options;
   EngineProbe probe;
+  const std::function<void(uint32_t)> tell_layers = [this](uint32_t layers) {
+    layers_told = layers;
+    for (Part* p : streaming) p->sequence->sink().OnLayersComputed(layers);
+  };
 
   mutable std::mutex mu;
   std::condition_variable mail_cv;
@@ -143,8 +154,11 @@ struct Engine::Impl {
   std::vector<float> score_logits;  // [kScoreRows, vocab] once a prompt is scored
   std::vector<int32_t> hidden_rows;
   std::vector<float> hidden_states;  // [rows that are pooled in a step, hidden]
+  std::vector<Part*> streaming;      // of `parts`: their sinks are told of layers
+  uint32_t layers_told = 0;          // to them in this step
   std::vector<Part*> late;           // of `parts`: their token waits for its mask
   std::vector<uint64_t> parked;      // sequences whose token is drawn when its mask is there
+  double prefill_token_seconds = 0;  // of a prompt's token in a step, lately; 0: none was computed yet
   bool idle = true;                  // nothing was to be computed when last asked
   MaskWorker masks;                  // last: its thread uses what stands above
 
@@ -262,7 +276,7 @@ void Engine::Impl::Admit(uint64_t id, std::unique_ptr<Sequence> owned) {
   Sequence& s = *owned;
   sequences.emplace(id, std::move(owned));
   // Fetched blocks become readable here before anything is added to them.
-  s.Computed(0, *options.pool);
+  s.Computed(0, prefill_token_seconds, *options.pool);
   if (s.spec().first_token) {
     if (!Accept(id, s, *s.spec().first_token)) return;
     core.Add(id, s.computed(), 1, /*prefilled=*/true, s.spec().priority, s.spec().batch_class);
@@ -327,7 +341,8 @@ void Engine::Impl::Compute() {
                                     .sequences = views,
                                     .logit_rows = logit_rows,
                                     .hidden_rows = hidden_rows,
-                                    .hidden = hidden_states.data() + parts[first].hidden_row * hidden},
+                                    .hidden = hidden_states.data() + parts[first].hidden_row * hidden,
+                                    .on_layer = streaming.empty() ? nullptr : &tell_layers},
                                    out);
   };
 
@@ -354,17 +369,38 @@ void Engine::Impl::Compute() {
     }
   }
   if (together == 0) return;
+  AnnounceLastChunks();
   absl::Status status = forward(0, together);
   if (status.ok()) return;
+  const absl::Status together_status = status;
+  // Who was told of the last layer may have handed its blocks out: they are not written again.
+  std::vector<Part*> handed_out;
+  if (layers_told >= options.runner->layout().layers) handed_out = streaming;
+  if (!streaming.empty()) tell_layers(0);
+  streaming.clear();
   probe.step_failures.Add();
   spdlog::error("a step of {} sequences failed: {}", together, status.ToString());
   // Whoever is at fault takes nobody along: each computes by itself. (KV is written to the same places
   // again, so what the failed step left is overwritten.)
   for (size_t p = 0; p < together; ++p) {
+    if (std::find(handed_out.begin(), handed_out.end(), &parts[p]) != handed_out.end()) {
+      fail(parts[p], together_status);
+      continue;
+    }
     if (together > 1) status = forward(p, 1);
     if (status.ok()) continue;
     if (together > 1) probe.step_failures.Add();
     fail(parts[p], status);
+  }
+}
+
+void Engine::Impl::AnnounceLastChunks() {
+  streaming.clear();
+  layers_told = 0;
+  for (Part& p : parts) {
+    if (!p.item.last || !p.sequence->spec().stream_layers || p.scored()) continue;
+    streaming.push_back(&p);
+    p.sequence->sink().OnLastChunk(p.sequence->sealed(), p.sequence->unsealed_blocks());
   }
 }
 
@@ -417,7 +453,7 @@ bool Engine::Impl::AfterPart(Part& part) {
     s.Pool(std::span(hidden_states).subspan(part.hidden_row * hidden, rows * hidden),
            static_cast<uint32_t>(hidden));
   }
-  s.Computed(part.item.tokens, *options.pool);
+  s.Computed(part.item.tokens, prefill_token_seconds, *options.pool);
   if (!part.item.last) return true;
   if (s.pooled()) {
     Finish(part.item.id, FinishReason::kPooled, absl::OkStatus());
@@ -587,6 +623,10 @@ void Engine::Impl::Observe(absl::Duration elapsed) {
   }
   const bool all = decodes == parts.size();
   (all ? probe.step_decode : decodes == 0 ? probe.step_prefill : probe.step_mixed).Observe(seconds);
+  if (decodes == 0 && !scored) {
+    double& mean = prefill_token_seconds;
+    mean = mean == 0 ? seconds / tokens : mean + kTokenSecondsGain * (seconds / tokens - mean);
+  }
 
   std::lock_guard lock(mu);
   if (all) {

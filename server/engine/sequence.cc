@@ -82,6 +82,12 @@ absl::Status ValidateBlocks(const SequenceSpec& spec, const BlockLayout& layout)
           absl::StrCat("blocks holds a lease that is empty or of another layout than ", layout.ToString()));
     }
   }
+  for (size_t i = spec.computed_tokens / layout.block_tokens; i < spec.blocks.size(); ++i) {
+    if (spec.blocks[i].writable()) continue;
+    return Invalid(absl::StrCat("blocks[", i,
+                                "] belongs to another process and cannot be written; from block ",
+                                spec.computed_tokens / layout.block_tokens, " on they are"));
+  }
   const size_t published_tokens = size_t{spec.published_blocks} * layout.block_tokens;
   const size_t computed_max = spec.first_token ? prompt : prompt - 1;
   if (spec.computed_tokens < published_tokens || spec.computed_tokens > computed_max ||
@@ -161,7 +167,8 @@ Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, abs
 absl::Status Sequence::EnsureBlocks(uint32_t context, BlockPool& pool) {
   const size_t needed = (size_t{context} + block_tokens_ - 1) / block_tokens_;
   if (needed <= spec_.blocks.size()) return absl::OkStatus();
-  TP_ASSIGN_OR_RETURN(std::vector<BlockLease> more, pool.Reserve(needed - spec_.blocks.size()));
+  TP_ASSIGN_OR_RETURN(std::vector<BlockLease> more,
+                      pool.Reserve(needed - spec_.blocks.size(), {.tenant = spec_.tenant}));
   for (BlockLease& lease : more) {
     bases_.push_back(lease.data().data());
     spec_.blocks.push_back(std::move(lease));
@@ -169,7 +176,7 @@ absl::Status Sequence::EnsureBlocks(uint32_t context, BlockPool& pool) {
   return absl::OkStatus();
 }
 
-void Sequence::Computed(uint32_t n, BlockPool& pool) {
+void Sequence::Computed(uint32_t n, double token_seconds, BlockPool& pool) {
   spec_.computed_tokens += n;
   for (; (size_t{sealed_} + 1) * block_tokens_ <= spec_.computed_tokens; ++sealed_) {
     const uint32_t i = sealed_;
@@ -179,7 +186,17 @@ void Sequence::Computed(uint32_t n, BlockPool& pool) {
                                tokens.subspan(size_t{i} * block_tokens_, block_tokens_)));
     }
     // May hand back another slot with the same contents: somebody published this key first.
-    spec_.blocks[i] = pool.Publish(std::move(spec_.blocks[i]), keys_[i], i == 0 ? nullptr : &keys_[i - 1]);
+    BlockInfo info{.key = keys_[i],
+                   .parent = i == 0 ? spec_.root : keys_[i - 1],
+                   .tenant = spec_.tenant,
+                   .session = spec_.session,
+                   .turn = spec_.turn,
+                   .position = i,
+                   .compute_seconds = static_cast<float>(token_seconds * block_tokens_)};
+    const auto tokens =
+        std::span<const int32_t>(spec_.tokens).subspan(size_t{i} * block_tokens_, block_tokens_);
+    info.tokens.assign(tokens.begin(), tokens.end());
+    spec_.blocks[i] = pool.Publish(std::move(spec_.blocks[i]), std::move(info));
     bases_[i] = spec_.blocks[i].data().data();
     sink().OnBlockSealed(i, keys_[i], spec_.blocks[i]);
   }

@@ -37,11 +37,19 @@ class Sequence {
   const std::vector<int32_t>& tokens() const { return spec_.tokens; }  // prompt, then answer
   uint32_t computed() const { return spec_.computed_tokens; }
   std::byte* const* block_bases() const { return bases_.data(); }
+  uint32_t sealed() const { return sealed_; }  // leading blocks that are published
+  // The prompt's other blocks, a tail included.
+  std::span<const BlockLease> unsealed_blocks() const {
+    return std::span(spec_.blocks)
+        .first((prompt_tokens_ + block_tokens_ - 1) / block_tokens_)
+        .subspan(sealed_);
+  }
 
   // Makes room for KV of tokens [0, context); reserves from the pool what is missing.
   absl::Status EnsureBlocks(uint32_t context, BlockPool& pool);
-  // `n` more tokens have KV: publishes the blocks that this filled.
-  void Computed(uint32_t n, BlockPool& pool);
+  // `n` more tokens have KV: publishes the blocks that this filled. `token_seconds`: what computing a token
+  // of a prompt takes here; 0: not known.
+  void Computed(uint32_t n, double token_seconds, BlockPool& pool);
   void Append(int32_t token) {
     spec_.tokens.push_back(token);
     if (counts_) counts_->AddOutput(token);

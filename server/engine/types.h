@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -111,6 +112,16 @@ class EngineSink {
   // Block `index` of the sequence is full and published in the pool under `key`. Clone the lease to keep
   // the block. Not called for the blocks that were published when the sequence came.
   virtual void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) = 0;
+  // Only where SequenceSpec::stream_layers asks for it, once, when the step begins that computes the rest of
+  // the prompt: blocks [first, first + blocks.size()) hold all of the prompt's KV after it, the last perhaps
+  // an unsealed tail. Nothing but that step's KV is missing in them, and layer after layer comes to be there.
+  // Clone a lease to keep a block. The block is sealed later (OnBlockSealed may name another slot of equal
+  // contents).
+  virtual void OnLastChunk(uint32_t /*first*/, std::span<const BlockLease> /*blocks*/) {}
+  // Layers [0, layers) of those blocks are complete and not written again. 0: the step failed and is
+  // repeated; what was said of its layers no longer holds, and no more is said. A step may also fail after
+  // the model's last layer: somebody may read those blocks already, so the sequence ends with an error then.
+  virtual void OnLayersComputed(uint32_t /*layers*/) {}
   // The prompt's next logprobs, in order; the first call begins with prompt token 1 (nothing stands before
   // token 0). Only where SequenceSpec::prompt_logprobs asks for them.
   virtual void OnPromptLogprobs(std::vector<PromptLogprob>) {}
@@ -125,8 +136,9 @@ class EngineSink {
 // Blocks: `blocks` covers at least the prompt; the engine reserves more from its pool, one by one, when
 // the answer outgrows them (a pool that has none then ends the sequence with ResourceExhausted). The first
 // `published_blocks` may be leases on shared, published blocks and are never written. The next ones, up to
-// `computed_tokens`, hold valid KV already (fetched) and are published by the engine. The rest is the
-// sequence's own.
+// `computed_tokens`, hold valid KV already (fetched): those that are this process's own are published by the
+// engine, those of another process (BlockLease::writable() is false) stay as they are. The rest, with the
+// block of token `computed_tokens`, is the sequence's own, and written.
 //
 // A prefix hit may cover whole blocks only, and never the whole prompt: the last token has to be computed
 // to give logits, and its block must be writable for that. So a caller reuses at most
@@ -142,7 +154,11 @@ struct SequenceSpec {
   // `blocks`. It comes out of OnToken again as index 0, so that a sink sees every answer alike.
   std::optional<OutputToken> first_token;
 
-  BlockKey root;  // of the block keys: RootKey(fingerprint, layout, salt)
+  BlockKey root;  // of the block keys: RootKey(fingerprint, layout, salt, codec)
+  // What is remembered of the blocks that it seals (BlockInfo).
+  std::string tenant;
+  uint64_t session = 0;
+  uint32_t turn = 0;
   SamplingParams sampling;
   // What the answer is held to; null: nothing. With first_token, it has not seen that token yet. sampler.h
   // says what it does to a draw; sequences that end because of it end with kStop. Where CanEnd(), the stop
@@ -158,7 +174,8 @@ struct SequenceSpec {
   // As top_logprobs, for the prompt's own tokens. The whole prompt is computed here then: computed_tokens
   // is 0, and there is neither first_token nor prefill_only.
   int32_t prompt_logprobs = -1;
-  bool prefill_only = false;  // finish with kPrefilled after the first token
+  bool prefill_only = false;   // finish with kPrefilled after the first token
+  bool stream_layers = false;  // tell the sink of the last chunk's layers
   // Instead of an answer: finish with kPooled once the prompt is computed. Nothing is drawn; max_tokens,
   // sampling and stop tokens are not looked at. kMean needs the whole prompt computed here: computed_tokens
   // is 0. With neither first_token, prefill_only, prompt_logprobs nor constraint.

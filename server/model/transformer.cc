@@ -158,6 +158,7 @@ absl::Status Transformer::AttentionBlock(uint32_t layer, const Step& step) const
       ropes_[l.rope].Apply(ws.qkv_, stride, heads + kv_heads, step.batch.positions, step.pool));
   TP_RETURN_IF_ERROR(
       KvWrite(step.layout, layer, ws.slots_, ws.qkv_ + q, ws.qkv_ + q + kv, stride, step.pool));
+  if (step.batch.on_layer != nullptr) (*step.batch.on_layer)(layer + 1);
   TP_RETURN_IF_ERROR(PagedAttention(step.layout, layer, ws.attention_, ws.qkv_, stride, heads, options,
                                     ws.attn_, nullptr, step.mode, step.pool));
   TP_RETURN_IF_ERROR(w.o.Forward(ws.attn_, rows, ws.norm_, step.mode, step.pool));

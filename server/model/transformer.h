@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -36,6 +37,10 @@ struct ForwardBatch {
   // [H, hidden], row-major.
   std::span<const int32_t> hidden_rows = {};
   float* hidden = nullptr;
+  // Called on the caller's thread as soon as the KV of layers [0, n) of all rows is in the blocks, for n = 1,
+  // 2,
+  // ... layers: they are not written again. Null: nobody asks.
+  const std::function<void(uint32_t n)>* on_layer = nullptr;
 };
 
 // Workspace: the activations of one Forward at a time, allocated once (Handle). One per engine thread.

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "kvstore/fetch_codec.h"
 #include "server/worker/prefill_client.h"
 
 namespace tidepool {
@@ -19,8 +20,10 @@ GenerateCall::GenerateCall(WorkerContext& context, const v1::WorkerGenerateReque
       port_(std::move(port)),
       arrival_(context.clock->Now()),
       on_end_(std::move(on_end)),
-      blocks_(context, RootKey(context.model->fingerprint, context.layout, request.salt()),
-              {request.prompt().begin(), request.prompt().end()}) {
+      blocks_(context,
+              RootKey(context.model->fingerprint, context.layout, request.salt(), context.config.kv.codec),
+              {request.prompt().begin(), request.prompt().end()},
+              {request.tenant(), request.session(), request.turn()}) {
   path_.set_decode_worker(context_.self.worker_id());
   path_.set_decode_pid(context_.self.pid());
   path_.set_prompt_tokens(static_cast<uint32_t>(request_.prompt_size()));
@@ -89,11 +92,16 @@ bool GenerateCall::TryReserve() {
                     request_.prefill().worker_id() == context_.self.worker_id() ||
                     blocks_.published() == blocks_.reusable() || pooled() ||
                     (constraint_ && constraint_->MustEnd());  // no first token: nothing to prefill for
-  if (!whole && here) FetchFromHolders();
+  if (!whole && here) loader_ = blocks_.MakeLoader(attempt_id_, request_.attempt(), request_.holders());
   if (!whole && !here) StartRemotePrefill();
   request_.mutable_sampling()->clear_grammar();
   MaybeSubmit();
-  StartPlannedFetches(lock);
+  const std::shared_ptr<BlockLoader> loader = loader_;
+  lock.unlock();  // what can be had at once comes on this thread
+  if (loader) {
+    loader->Start(
+        [self = shared_from_this()](BlockLoader::Result result) { self->OnLoaded(std::move(result)); });
+  }
   return true;
 }
 
@@ -109,6 +117,8 @@ void GenerateCall::StartRemotePrefill() {
   request.set_skip_blocks(blocks_.published());
   request.set_request_class(request_.request_class());
   request.set_priority(request_.priority());
+  request.set_session(request_.session());
+  request.set_turn(request_.turn());
   remote_ = true;
   prefill_running_ = true;
   next_offer_ = blocks_.published();
@@ -124,14 +134,14 @@ void GenerateCall::StartRemotePrefill() {
 void GenerateCall::OnPrefillEvent(const v1::PrefillEvent& event) {
   std::unique_lock lock(mu_);
   if (phase_ != Phase::kFetching) return;
-  const PeerAddress peer = ToPeerAddress(request_.prefill());
   const auto sealed = static_cast<uint32_t>(blocks_.keys().size());
   if (event.has_offered()) {
     // A peer's numbers: what is not the next run of this prompt's blocks is not fetched, hence computed here.
-    const uint32_t end = std::min(event.offered().end(), sealed);
+    const bool growing = event.offered().growing() && event.offered().end() == sealed;
+    const uint32_t end = std::min(event.offered().end(), sealed) + (growing && blocks_.has_tail() ? 1 : 0);
     if (event.offered().begin() <= next_offer_ && end > next_offer_) {
       const uint32_t begin = std::exchange(next_offer_, end);
-      PlanFetch(peer, begin, end);
+      PlanFetch(begin, end, growing);
     }
   }
   if (event.has_done()) {
@@ -139,7 +149,7 @@ void GenerateCall::OnPrefillEvent(const v1::PrefillEvent& event) {
     prefill_done_ = context_.clock->Now();
     path_.set_prefill_pid(event.done().pid());
     if (event.done().has_tail() && blocks_.has_tail() && next_offer_ == sealed) {
-      PlanFetch(peer, sealed, sealed + 1);
+      PlanFetch(sealed, sealed + 1, /*growing=*/false);
     }
   }
   StartPlannedFetches(lock);
@@ -163,39 +173,53 @@ void GenerateCall::OnPrefillEnd(const absl::Status& status) {
   MaybeSubmit();
 }
 
-void GenerateCall::FetchFromHolders() {
-  blocks_.ForEachHolderRange(request_.holders(), [this](const PeerAddress& peer, uint32_t begin,
-                                                        uint32_t end) { PlanFetch(peer, begin, end); });
-}
-
-void GenerateCall::PlanFetch(const PeerAddress& peer, uint32_t begin, uint32_t end) {
-  planned_.push_back({begin, blocks_.StartFetch(attempt_id_, request_.attempt(), peer, begin, end)});
+void GenerateCall::PlanFetch(uint32_t begin, uint32_t end, bool growing) {
+  for (; begin < end; begin += std::min<uint32_t>(end - begin, kMaxFetchKeys)) {
+    planned_.push_back(blocks_.StartFetch(attempt_id_, request_.attempt(), ToPeerAddress(request_.prefill()),
+                                          begin, std::min<uint32_t>(end, begin + kMaxFetchKeys), growing));
+  }
 }
 
 void GenerateCall::StartPlannedFetches(std::unique_lock<std::mutex>& lock) {
   std::vector<PlannedFetch> planned = std::exchange(planned_, {});
   lock.unlock();  // a fetch that is refused ends on this thread
   for (PlannedFetch& fetch : planned) {
-    context_.fetch->Fetch(std::move(fetch.spec),
-                          [self = shared_from_this(), begin = fetch.begin](FetchResult result) {
-                            self->OnFetched(begin, std::move(result));
-                          });
+    FetchSpec spec = std::move(fetch.spec);
+    context_.fetch->Fetch(
+        std::move(spec),
+        [self = shared_from_this(), fetch = std::make_shared<PlannedFetch>(std::move(fetch))](
+            FetchResult result) { self->OnFetched(*fetch, std::move(result)); });
   }
+  if (planned.empty()) return;
+  // Cancelled since the lock was let go: an abort that came before the fetches did not end them.
+  lock.lock();
+  const bool ended = phase_ == Phase::kEnded;
+  lock.unlock();
+  if (ended) context_.fetch->Abort(attempt_id_, request_.attempt());
 }
 
-void GenerateCall::OnFetched(uint32_t begin, FetchResult result) {
+void GenerateCall::OnFetched(const PlannedFetch& fetch, FetchResult result) {
   std::lock_guard lock(mu_);
   if (phase_ == Phase::kEnded) return;  // the leases drop here: they are quiescent
   const absl::Status status = result.status;
-  if (!blocks_.EndFetch(begin, std::move(result))) {
-    spdlog::warn("{}: blocks from {} on were not fetched ({}); computing them here", log_name_, begin,
+  if (!blocks_.EndFetch(fetch, std::move(result))) {
+    spdlog::warn("{}: blocks from {} on were not fetched ({}); computing them here", log_name_, fetch.begin,
                  status.ok() ? "evicted meanwhile" : std::string(status.message()));
   }
   MaybeSubmit();
 }
 
+void GenerateCall::OnLoaded(BlockLoader::Result result) {
+  std::shared_ptr<BlockLoader> over;  // goes without the lock
+  std::lock_guard lock(mu_);
+  if (phase_ == Phase::kEnded) return;
+  over = std::move(loader_);
+  blocks_.EndLoad(std::move(result));
+  MaybeSubmit();
+}
+
 void GenerateCall::MaybeSubmit() {
-  if (phase_ != Phase::kFetching || prefill_running_ || blocks_.fetches_pending() > 0) return;
+  if (phase_ != Phase::kFetching || prefill_running_ || loader_ || blocks_.fetches_pending() > 0) return;
   Submit();
 }
 
@@ -213,28 +237,42 @@ void GenerateCall::Submit() {
   goal.priority = EnginePriority(request_.priority());
   if (done_ && blocks_.complete()) {
     goal.first_token = FromProto(done_->first_token());
+    first_computed_ = static_cast<uint32_t>(blocks_.keys().size());
     path_.set_cached_tokens(done_->cached_tokens());
+    path_.set_cached_remote_tokens(done_->cached_remote_tokens());
+    path_.set_cached_disk_tokens(done_->cached_disk_tokens());
     path_.set_queue_seconds(done_->queue_seconds());
     path_.set_prefill_seconds(done_->prefill_seconds());
     path_.set_transfer_seconds(absl::ToDoubleSeconds(now - prefill_done_));
     context_.probe->transfer_seconds.Observe(path_.transfer_seconds());
-  } else if (!remote_) {
-    const uint32_t ready = blocks_.ready_tokens();
-    path_.set_cached_tokens(ready);
-    context_.probe->peer_hit_tokens.Add(ready - size_t{blocks_.published()} * blocks_.block_tokens());
+  } else {
+    first_computed_ = blocks_.ready_tokens() / blocks_.block_tokens();
+  }
+  if (!remote_) {
+    path_.set_cached_tokens(blocks_.ready_tokens());
+    path_.set_cached_remote_tokens(blocks_.loaded(LoadedFrom::kPeer) * blocks_.block_tokens());
+    path_.set_cached_disk_tokens((blocks_.loaded(LoadedFrom::kDisk) + blocks_.loaded(LoadedFrom::kPeerDisk)) *
+                                 blocks_.block_tokens());
     path_.set_prefill_worker(context_.self.worker_id());
     path_.set_prefill_pid(context_.self.pid());
   }
   path_.set_fetched_blocks(blocks_.fetched_blocks());
   path_.set_fetched_bytes(blocks_.fetched_bytes());
-  if (blocks_.fetched_blocks() > 0) path_.set_transport(std::string(context_.fetch->transport_name()));
+  if (blocks_.fetched_blocks() > 0) {
+    const std::string_view how = blocks_.transport();
+    path_.set_transport(std::string(how.empty() ? context_.fetch->transport_name() : how));
+  }
   phase_ = Phase::kEngine;
   const absl::Status status =
       blocks_.Submit(attempt_id_, request_.sampling(), std::move(goal), shared_from_this());
   if (!status.ok()) End(ToGrpc(status));
 }
 
-void GenerateCall::OnBlockSealed(uint32_t, const BlockKey&, const BlockLease&) {}
+void GenerateCall::OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) {
+  // Submit has set it, and its mutex has passed through the engine's since. What a prefill worker computed is
+  // its own to store.
+  if (context_.store != nullptr && index >= first_computed_) context_.store->Offer(key, lease);
+}
 
 void GenerateCall::OnPromptLogprobs(std::vector<PromptLogprob> scores) {
   v1::WorkerGenerateEvent event;
@@ -288,15 +326,18 @@ void GenerateCall::Cancel() {
   // Not under mu_: SlotQueue holds its lock while it calls TryReserve.
   context_.slots->Cancel(attempt_id_);
   Phase was;
+  std::shared_ptr<BlockLoader> loader;
   {
     std::lock_guard lock(mu_);
     was = phase_;
     if (was == Phase::kEnded) return;
+    loader = std::move(loader_);
     if (prefill_context_) prefill_context_->TryCancel();
     ReleasePeer();
     End(grpc::Status(grpc::StatusCode::CANCELLED, "the caller went away"));
   }
-  if (was == Phase::kFetching) context_.fetch->Abort(attempt_id_, request_.attempt());
+  if (loader) loader->Cancel();
+  if (was == Phase::kFetching && !loader) context_.fetch->Abort(attempt_id_, request_.attempt());
   if (was == Phase::kEngine) context_.engine->Cancel(attempt_id_);
 }
 

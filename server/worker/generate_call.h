@@ -13,7 +13,7 @@ namespace tidepool {
 
 // GenerateCall: one request on its decode worker, from the reservation of slots to the last token:
 //
-//   waiting for slots → [remote prefill + fetches | fetches from holders] → engine → finished
+//   waiting for slots → [remote prefill + fetches | load from disk and holders] → engine → finished
 //
 // Whatever fails on the way to the engine (prefill worker gone, blocks missing or damaged) costs time only:
 // what is not here is computed here. A prompt whose logprobs are wanted is computed here from its first token
@@ -50,17 +50,18 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   void StartRemotePrefill();
   void OnPrefillEvent(const v1::PrefillEvent& event);
   void OnPrefillEnd(const absl::Status& status);
-  void FetchFromHolders();
-  void PlanFetch(const PeerAddress& peer, uint32_t begin, uint32_t end);
-  // Goes on to the engine once no prefill and no fetch is under way any more.
+  // Of the prefill worker's offers.
+  void PlanFetch(uint32_t begin, uint32_t end, bool growing);
+  // Goes on to the engine once no prefill, fetch or load is under way any more.
   void MaybeSubmit();
   void Submit();
   void End(grpc::Status status);
   void ReleasePeer();
   // Unlocks.
   void StartPlannedFetches(std::unique_lock<std::mutex>& lock);
-  // Locks.
-  void OnFetched(uint32_t begin, FetchResult result);
+  // These lock.
+  void OnFetched(const PlannedFetch& fetch, FetchResult result);
+  void OnLoaded(BlockLoader::Result result);
 
   WorkerContext& context_;
   v1::WorkerGenerateRequest request_;  // without its grammar, once that is read
@@ -74,12 +75,14 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   std::function<void()> on_end_;
   Phase phase_ = Phase::kWaiting;
   RequestBlocks blocks_;
+  std::shared_ptr<BlockLoader> loader_;          // while it loads
   std::unique_ptr<TokenConstraint> constraint_;  // null: none; gone to the engine with the rest
   bool remote_ = false;                          // a remote prefill was started
   bool prefill_running_ = false;                 // and has not ended
   std::shared_ptr<grpc::ClientContext> prefill_context_;
   std::vector<PlannedFetch> planned_;  // counted as pending, to be started without the lock
-  uint32_t next_offer_ = 0;            // first block that was not offered yet
+  uint32_t next_offer_ = 0;      // first block that was not offered yet; above the sealed ones: nor the tail
+  uint32_t first_computed_ = 0;  // blocks from here on are sealed from what was computed here
   std::optional<v1::PrefillEvent::Done> done_;
   v1::RequestPath path_;
   absl::Time granted_;

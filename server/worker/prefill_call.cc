@@ -16,8 +16,10 @@ PrefillCall::PrefillCall(WorkerContext& context, const v1::PrefillRequest& reque
       port_(std::move(port)),
       arrival_(context.clock->Now()),
       on_end_(std::move(on_end)),
-      blocks_(context, RootKey(context.model->fingerprint, context.layout, request.salt()),
-              {request.prompt().begin(), request.prompt().end()}) {}
+      blocks_(context,
+              RootKey(context.model->fingerprint, context.layout, request.salt(), context.config.kv.codec),
+              {request.prompt().begin(), request.prompt().end()},
+              {request.tenant(), request.session(), request.turn()}) {}
 
 absl::Status PrefillCall::Check() {
   TP_RETURN_IF_ERROR(CheckPrompt(*context_.model, blocks_.prompt(), 1));
@@ -50,24 +52,23 @@ bool PrefillCall::TryReserve() {
   }
   granted_ = context_.clock->Now();
   phase_ = Phase::kFetching;
-  OfferCached();
-  std::vector<PlannedFetch> planned = PlanFetches();
-  if (planned.empty()) Submit();
-  lock.unlock();  // a fetch that is refused ends on this thread
-  for (PlannedFetch& fetch : planned) {
-    context_.fetch->Fetch(std::move(fetch.spec),
-                          [self = shared_from_this(), begin = fetch.begin](FetchResult result) {
-                            self->OnFetched(begin, std::move(result));
-                          });
+  OfferPublished(0, blocks_.published());
+  const std::shared_ptr<BlockLoader> loader = loader_ =
+      blocks_.MakeLoader(attempt_id_, request_.attempt(), request_.holders());
+  if (!loader) Submit();
+  lock.unlock();  // what can be had at once comes on this thread
+  if (loader) {
+    loader->Start(
+        [self = shared_from_this()](BlockLoader::Result result) { self->OnLoaded(std::move(result)); });
   }
   return true;
 }
 
-void PrefillCall::OfferCached() {
-  const uint32_t begin = request_.skip_blocks(), end = blocks_.published();
+void PrefillCall::OfferPublished(uint32_t begin, uint32_t end) {
+  begin = std::max(begin, request_.skip_blocks());
   if (begin >= end) return;
   for (uint32_t i = begin; i < end; ++i) {
-    context_.fetch->Offer(attempt_id_, blocks_.keys()[i], blocks_.at(i).Clone());
+    context_.fetch->Offer(attempt_id_, blocks_.keys()[i], blocks_.at(i).Clone(LeaseKind::kTransfer));
   }
   v1::PrefillEvent event;
   event.mutable_offered()->set_begin(begin);
@@ -75,26 +76,21 @@ void PrefillCall::OfferCached() {
   port_->Write(std::move(event));
 }
 
-std::vector<PlannedFetch> PrefillCall::PlanFetches() {
-  std::vector<PlannedFetch> planned;
-  blocks_.ForEachHolderRange(request_.holders(), [&](const PeerAddress& peer, uint32_t begin, uint32_t end) {
-    planned.push_back({begin, blocks_.StartFetch(attempt_id_, request_.attempt(), peer, begin, end)});
-  });
-  return planned;
-}
-
-void PrefillCall::OnFetched(uint32_t begin, FetchResult result) {
+void PrefillCall::OnLoaded(BlockLoader::Result result) {
+  std::shared_ptr<BlockLoader> over;  // goes without the lock
   std::lock_guard lock(mu_);
-  if (phase_ == Phase::kEnded) return;  // the leases drop here: they are quiescent
-  blocks_.EndFetch(begin, std::move(result));
-  if (blocks_.fetches_pending() == 0) Submit();
+  if (phase_ == Phase::kEnded) return;
+  over = std::move(loader_);
+  const uint32_t before = blocks_.published();
+  blocks_.EndLoad(std::move(result));
+  OfferPublished(before, blocks_.published());
+  Submit();
 }
 
 void PrefillCall::Submit() {
   cached_tokens_ = blocks_.ready_tokens();
-  context_.probe->peer_hit_tokens.Add(cached_tokens_ - size_t{blocks_.published()} * blocks_.block_tokens());
   phase_ = Phase::kEngine;
-  SequenceGoal goal{.prefill_only = true};
+  SequenceGoal goal{.prefill_only = true, .stream_layers = context_.config.transport.layer_streaming};
   goal.constraint = std::move(constraint_);
   goal.batch_class = batch_class();
   goal.priority = EnginePriority(request_.priority());
@@ -104,13 +100,40 @@ void PrefillCall::Submit() {
 }
 
 void PrefillCall::OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) {
+  // Whoever computes a block stores it: it is on one disk, and others find it there.
+  if (context_.store != nullptr) context_.store->Offer(key, lease);
   std::lock_guard lock(mu_);
-  if (phase_ == Phase::kEnded || index < request_.skip_blocks()) return;
-  context_.fetch->Offer(attempt_id_, key, lease.Clone());
+  if (phase_ == Phase::kEnded || index < request_.skip_blocks() || (growing_ && index >= *growing_)) return;
+  context_.fetch->Offer(attempt_id_, key, lease.Clone(LeaseKind::kTransfer));
   v1::PrefillEvent event;
   event.mutable_offered()->set_begin(index);
   event.mutable_offered()->set_end(index + 1);
   port_->Write(std::move(event));
+}
+
+void PrefillCall::OnLastChunk(uint32_t first, std::span<const BlockLease> blocks) {
+  std::lock_guard lock(mu_);
+  if (phase_ == Phase::kEnded) return;
+  const auto sealed = static_cast<uint32_t>(blocks_.keys().size());
+  const uint32_t begin = std::max(first, request_.skip_blocks());
+  for (uint32_t i = begin; i < first + blocks.size(); ++i) {
+    context_.fetch->Offer(attempt_id_, i < sealed ? blocks_.keys()[i] : blocks_.TailKey(),
+                          blocks[i - first].Clone(LeaseKind::kTransfer), /*layers_ready=*/0);
+  }
+  growing_ = begin;
+  v1::PrefillEvent event;
+  event.mutable_offered()->set_begin(begin);
+  event.mutable_offered()->set_end(sealed);
+  event.mutable_offered()->set_growing(true);
+  port_->Write(std::move(event));
+}
+
+void PrefillCall::OnLayersComputed(uint32_t layers) {
+  std::lock_guard lock(mu_);
+  if (phase_ == Phase::kEnded || !growing_) return;
+  if (layers > 0) return context_.fetch->AdvanceOffer(attempt_id_, layers);
+  context_.fetch->RevokeOffers(attempt_id_);
+  growing_.reset();
 }
 
 void PrefillCall::OnToken(OutputToken token) {
@@ -128,9 +151,9 @@ void PrefillCall::OnFinished(SequenceResult result) {
   }
   v1::PrefillEvent event;
   v1::PrefillEvent::Done& done = *event.mutable_done();
-  if (blocks_.has_tail()) {
+  done.set_has_tail(blocks_.has_tail());
+  if (blocks_.has_tail() && !growing_) {
     context_.fetch->Offer(attempt_id_, blocks_.TailKey(), std::move(result.blocks[blocks_.keys().size()]));
-    done.set_has_tail(true);
   }
   ToProto(first_token_, *done.mutable_first_token());
   done.set_cached_tokens(cached_tokens_);
@@ -139,6 +162,9 @@ void PrefillCall::OnFinished(SequenceResult result) {
   done.set_pid(context_.self.pid());
   done.set_fetched_blocks(blocks_.fetched_blocks());
   done.set_fetched_bytes(blocks_.fetched_bytes());
+  done.set_cached_remote_tokens(blocks_.loaded(LoadedFrom::kPeer) * blocks_.block_tokens());
+  done.set_cached_disk_tokens((blocks_.loaded(LoadedFrom::kDisk) + blocks_.loaded(LoadedFrom::kPeerDisk)) *
+                              blocks_.block_tokens());
   context_.probe->queue_seconds.Observe(done.queue_seconds());
   context_.probe->prefill_seconds.Observe(done.prefill_seconds());
   port_->Write(std::move(event));
@@ -149,12 +175,14 @@ void PrefillCall::Cancel() {
   // Not under mu_: SlotQueue holds its lock while it calls TryReserve.
   context_.slots->Cancel(attempt_id_);
   Phase was;
+  std::shared_ptr<BlockLoader> loader;
   {
     std::lock_guard lock(mu_);
     was = phase_;
+    loader = std::move(loader_);
     End(grpc::Status(grpc::StatusCode::CANCELLED, "the decode worker went away"));
   }
-  if (was == Phase::kFetching) context_.fetch->Abort(attempt_id_, request_.attempt());
+  if (loader) loader->Cancel();
   if (was == Phase::kEngine) context_.engine->Cancel(attempt_id_);
   context_.fetch->ReleaseOffers(attempt_id_);
 }

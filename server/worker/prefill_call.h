@@ -3,6 +3,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
 
 #include "server/worker/request_blocks.h"
@@ -11,10 +13,11 @@
 
 namespace tidepool {
 
-// PrefillCall: one prompt on its prefill worker: slots, prefix from the pool and from holders, computation
-// chunk by chunk; every block is offered to the decode worker as soon as it is sealed, the unsealed tail
-// with the first token. Offers stay until the decode worker RELEASEs them or their lease runs out. Ends
-// exactly once. Thread-safe.
+// PrefillCall: one prompt on its prefill worker: slots, prefix from the pool, from the disk and from holders,
+// computation chunk by chunk; every block is offered to the decode worker as soon as it is sealed. Those of
+// the last chunk, the unsealed tail with them, are offered when the chunk begins and grow by layers; with
+// config.transport.layer_streaming off, they are offered after it, the tail with the first token. Offers stay
+// until the decode worker RELEASEs them or their lease runs out. Ends exactly once. Thread-safe.
 class PrefillCall final : public EngineSink, public std::enable_shared_from_this<PrefillCall> {
  public:
   using Port = StreamPort<v1::PrefillEvent>;
@@ -28,6 +31,8 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
   void Cancel();
 
   void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) override;
+  void OnLastChunk(uint32_t first, std::span<const BlockLease> blocks) override;
+  void OnLayersComputed(uint32_t layers) override;
   void OnToken(OutputToken token) override;
   void OnFinished(SequenceResult result) override;
 
@@ -38,12 +43,11 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
   absl::Status Check();
   bool TryReserve();
   // Locks.
-  void OnFetched(uint32_t begin, FetchResult result);
+  void OnLoaded(BlockLoader::Result result);
   // The following hold mu_.
-  std::vector<PlannedFetch> PlanFetches();
   void Submit();
-  // Offers the leading published blocks that the decode worker lacks.
-  void OfferCached();
+  // Offers those of the published blocks [begin, end) that the decode worker lacks.
+  void OfferPublished(uint32_t begin, uint32_t end);
   void End(grpc::Status status);
 
   WorkerContext& context_;
@@ -57,6 +61,9 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
   std::function<void()> on_end_;
   Phase phase_ = Phase::kWaiting;
   RequestBlocks blocks_;
+  std::shared_ptr<BlockLoader> loader_;  // while it loads
+  std::optional<uint32_t>
+      growing_;  // blocks from here on, and the tail, are on offer since the last chunk began
   std::unique_ptr<TokenConstraint> constraint_;  // null: none; gone to the engine with the rest
   uint32_t cached_tokens_ = 0;
   absl::Time granted_;

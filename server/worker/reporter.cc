@@ -1,8 +1,10 @@
 #include "server/worker/reporter.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/log.h"
+#include "server/rpc/kv_convert.h"
 
 namespace tidepool {
 namespace {
@@ -12,6 +14,10 @@ constexpr absl::Duration kReportTimeout = absl::Seconds(2);
 constexpr absl::Duration kMinInterval = absl::Milliseconds(5);
 // Events a report carries; more follow in the next.
 constexpr size_t kMaxEventsPerReport = 20'000;
+constexpr size_t kPageEntries = 1024;
+// Blocks of a snapshot that one report carries: with the events beside them (some 40 bytes each) it fits a
+// message. The rest follows in the next reports.
+constexpr int kMaxListedPerReport = 100'000;
 
 }  // namespace
 
@@ -82,6 +88,75 @@ void Reporter::Run() {
   }
 }
 
+void Reporter::AddEvents(v1::WorkerReport& report) {
+  const auto add = [&](const BlockKey& key, Tier tier, bool removed) {
+    v1::BlockEvent* e = report.add_events();
+    e->set_key(key.bytes.data(), key.bytes.size());
+    e->set_tier(ToProto(tier));
+    e->set_removed(removed);
+  };
+  // What is here, page by page over as many reports as it takes. A page goes before the events that came
+  // until then: each tells of a change since the snapshot began, in order, so that the last word on a block
+  // is its present state.
+  const auto list = [&] {
+    while (host_cursor_ && report.events_size() < kMaxListedPerReport) {
+      const BlockPool::Page page = options_.pool->List(*host_cursor_, kPageEntries);
+      for (const BlockPool::Entry& entry : page.entries) add(entry.info.key, Tier::kHost, false);
+      host_cursor_ = page.next;
+    }
+    while (!host_cursor_ && disk_cursor_ && report.events_size() < kMaxListedPerReport) {
+      const BlockTier::Page page = options_.disk->List(*disk_cursor_, kPageEntries);
+      for (const TierEntry& entry : page.entries) add(entry.key, Tier::kDisk, false);
+      disk_cursor_ = page.next;
+    }
+  };
+  EventLog& log = options_.pool->events();
+  if (!snapshot_next_) {
+    list();
+    EventLog::Page page = log.Read(next_event_, kMaxEventsPerReport);
+    // A tier that lost everything is told by what is left.
+    const bool cleared = std::any_of(page.events.begin(), page.events.end(),
+                                     [](const PoolEvent& e) { return e.kind == PoolEventKind::kCleared; });
+    if (!page.lost && !cleared) {
+      for (const PoolEvent& e : page.events) {
+        if (e.kind == PoolEventKind::kMoved) add(e.key, e.from, /*removed=*/true);
+        add(e.key, e.tier, e.kind == PoolEventKind::kRemoved);
+      }
+      next_event_ = page.next;
+      return;
+    }
+    report.clear_events();
+  }
+  // Noted first: what changes during the listing comes again as events.
+  next_event_ = log.next();
+  report.set_snapshot(true);
+  host_cursor_ = 0;
+  disk_cursor_.reset();
+  if (options_.disk != nullptr) disk_cursor_ = 0;
+  list();
+}
+
+void Reporter::AddTiers(v1::WorkerReport& report) const {
+  const BlockPool::Stats slots = options_.pool->stats();
+  const uint64_t block_bytes = options_.pool->layout().block_bytes();
+  report.set_slots_total(slots.slots);
+  report.set_slots_free(slots.free + slots.evictable - std::min(slots.evictable, slots.hard_pinned));
+  v1::TierLoad* host = report.add_tiers();
+  host->set_tier(v1::KV_TIER_HOST);
+  host->set_blocks(slots.published);
+  host->set_bytes_used((slots.slots - slots.free) * block_bytes);
+  host->set_bytes_total(slots.slots * block_bytes);
+  host->set_healthy(true);
+  if (options_.disk == nullptr) return;
+  const TierStats stats = options_.disk->stats();
+  v1::TierLoad* disk = report.add_tiers();
+  disk->set_tier(v1::KV_TIER_DISK);
+  disk->set_blocks(stats.blocks);
+  disk->set_bytes_used(stats.bytes);
+  disk->set_bytes_total(stats.capacity_bytes);
+  disk->set_healthy(stats.health.state == TierState::kOn);
+}
+
 absl::Status Reporter::SendOne() {
   v1::WorkerReport report = options_.base;
   std::vector<std::string> prefilled;
@@ -91,23 +166,8 @@ absl::Status Reporter::SendOne() {
     prefilled.swap(prefilled_);
   }
   report.set_seq(++seq_);
-  BlockPool::Events events;
-  if (!snapshot_next_) {
-    events = options_.pool->DrainEvents(kMaxEventsPerReport);
-    snapshot_next_ = events.lost;
-  }
-  if (snapshot_next_) {
-    report.set_snapshot(true);
-    for (const BlockKey& key : options_.pool->Snapshot()) {
-      report.add_events()->set_key(key.bytes.data(), key.bytes.size());
-    }
-  } else {
-    for (const BlockPoolEvent& event : events.events) {
-      v1::BlockEvent* e = report.add_events();
-      e->set_key(event.key.bytes.data(), event.key.bytes.size());
-      e->set_removed(event.removed);
-    }
-  }
+  AddEvents(report);
+  AddTiers(report);
   for (const std::string& id : prefilled) report.add_prefilled(id);
   options_.fill(report);
 
@@ -119,6 +179,7 @@ absl::Status Reporter::SendOne() {
       FromGrpc(v1::Scheduler::NewStub(channels_.Get(options_.scheduler))->Report(&context, report, &reply));
   // What a failed report carried is not repeated: the next one starts the view afresh.
   snapshot_next_ = !status.ok() || reply.resync();
+  if (!snapshot_next_ && (host_cursor_ || disk_cursor_)) Nudge();  // there is more to tell
   if (!status.ok()) failures_.Add();
   return status;
 }

@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -10,23 +11,25 @@
 #include "absl/time/time.h"
 #include "base/probe.h"
 #include "kvstore/block_pool.h"
+#include "kvstore/block_tier.h"
 #include "server/rpc/rpc.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
 
 namespace tidepool {
 
 // Reporter: keeps the scheduler's view of this worker fresh. Driver: owns a thread that sends a
-// WorkerReport every `interval`, or at once when Nudge was called. A scheduler that cannot be reached is
-// retried for ever (its state is rebuilt from these reports); one that refuses the worker makes
-// registered() false and says why in the log and in status(). Thread-safe.
+// WorkerReport (events, load of the tiers, what `fill` adds) every `interval`, or at once when Nudge was
+// called. A scheduler that cannot be reached is retried for ever (its state is rebuilt from these reports);
+// one that refuses the worker makes registered() false and says why in the log and in status(). Thread-safe.
 class Reporter {
  public:
   struct Options {
     std::string scheduler;  // host:port
     std::string cluster_token;
     absl::Duration interval;
-    v1::WorkerReport base;  // role and model: the same in every report
-    BlockPool* pool = nullptr;
+    v1::WorkerReport base;      // role and model: the same in every report
+    BlockPool* pool = nullptr;  // its slots, its blocks, and the event log of all tiers
+    BlockTier* disk = nullptr;  // null: none
     // Adds load and observations to a report; called on the reporter's thread.
     std::function<void(v1::WorkerReport&)> fill;
   };
@@ -48,6 +51,9 @@ class Reporter {
  private:
   void Run();
   absl::Status SendOne();
+  // Events since the last report, or (the first part of) all that is here.
+  void AddEvents(v1::WorkerReport& report);
+  void AddTiers(v1::WorkerReport& report) const;
 
   Options options_;  // constant once started
   ChannelCache& channels_;
@@ -62,6 +68,9 @@ class Reporter {
   // Only the thread's own:
   uint64_t seq_ = 0;
   bool snapshot_next_ = true;
+  uint64_t next_event_ = 0;
+  // Where the listing of a snapshot goes on; none: it is told.
+  std::optional<uint64_t> host_cursor_, disk_cursor_;
   std::thread thread_;
 };
 

@@ -6,15 +6,30 @@
 
 namespace tidepool {
 
-RequestBlocks::RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt)
+RequestBlocks::RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt,
+                             BlockOwner owner)
     : context_(context),
       root_(root),
       prompt_(std::move(prompt)),
-      keys_(BlockKeys(root_, prompt_, context.layout.block_tokens)) {}
+      keys_(BlockKeys(root_, prompt_, context.layout.block_tokens)),
+      owner_(std::move(owner)) {}
 
 bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse, bool batch_class) {
   const std::span<const BlockKey> reusable_keys(keys_.data(), reuse ? reusable() : 0);
-  blocks_ = context_.pool->LeasePrefix(reusable_keys);
+  const UseOptions use{.tenant = owner_.tenant, .session = owner_.session};
+  if (!counted_) {
+    blocks_ = context_.pool->LeasePrefix(reusable_keys, use);
+    counted_ = true;
+  } else {
+    // However often it has to try, a request is one use of its prefix, and one turn.
+    const size_t match = context_.pool->MatchPrefix(reusable_keys);
+    blocks_ = context_.pool->LeaseMany(reusable_keys.first(match), LeaseKind::kSequence);
+    // Of what was evicted in between, also all that follows is of no use.
+    const auto gap =
+        std::find_if(blocks_.begin(), blocks_.end(), [](const BlockLease& b) { return b.empty(); });
+    BlockLease::DropAll({std::make_move_iterator(gap), std::make_move_iterator(blocks_.end())});
+    blocks_.erase(gap, blocks_.end());
+  }
   published_ = static_cast<uint32_t>(blocks_.size());
   const size_t total = (total_tokens + block_tokens() - 1) / block_tokens();
   const auto fits = [&] {
@@ -25,16 +40,25 @@ bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse, bool batch_cla
            now.leased == blocks_.size();
   };
   absl::StatusOr<std::vector<BlockLease>> rest = absl::ResourceExhaustedError("kept for online requests");
-  if (fits()) rest = context_.pool->Reserve(total - blocks_.size());
+  if (fits()) {
+    rest = context_.pool->Reserve(total - blocks_.size(), use);
+    // What waits to be stored holds slots, too, and can be done without.
+    if (!rest.ok() && context_.store != nullptr) context_.store->DropQueued();
+  }
   if (!rest.ok()) {
-    blocks_.clear();
+    Drop();
     published_ = 0;
     return false;
   }
   std::move(rest->begin(), rest->end(), std::back_inserter(blocks_));
+  own_.resize(blocks_.size());
   valid_.assign(keys_.size() + (has_tail() ? 1 : 0), false);
   std::fill_n(valid_.begin(), published_, true);
-  context_.probe->query_tokens.Add(prompt_.size());
+  if (context_.store != nullptr) {
+    // What was not stored when it was sealed has its next chance.
+    for (uint32_t i = 0; i < published_; ++i) context_.store->OfferAgain(keys_[i], blocks_[i]);
+  }
+  context_.probe->host_query_tokens.Add(prompt_.size());
   context_.probe->host_hit_tokens.Add(size_t{published_} * block_tokens());
   return true;
 }
@@ -50,49 +74,105 @@ uint32_t RequestBlocks::ready() const {
 
 bool RequestBlocks::complete() const { return ready() == valid_.size(); }
 
-void RequestBlocks::ForEachHolderRange(
-    const google::protobuf::RepeatedPtrField<v1::PrefixHolder>& holders,
-    const std::function<void(const PeerAddress&, uint32_t begin, uint32_t end)>& f) const {
-  uint32_t next = published_;
-  for (const v1::PrefixHolder& holder : holders) {
-    const uint32_t begin = std::max(holder.begin(), next);
-    const uint32_t end = std::min(holder.end(), reusable());
-    if (begin >= end || holder.worker().worker_id() == context_.self.worker_id()) continue;
-    f(ToPeerAddress(holder.worker()), begin, end);
-    next = end;
-  }
+BlockInfo RequestBlocks::InfoOf(uint32_t index) const {
+  const auto tokens =
+      std::span<const int32_t>(prompt_).subspan(size_t{index} * block_tokens(), block_tokens());
+  return {.key = keys_[index],
+          .parent = index == 0 ? root_ : keys_[index - 1],
+          .tokens = {tokens.begin(), tokens.end()},
+          .tenant = owner_.tenant,
+          .session = owner_.session,
+          .turn = owner_.turn,
+          .position = index};
 }
 
-FetchSpec RequestBlocks::StartFetch(const std::string& attempt_id, uint32_t attempt, const PeerAddress& peer,
-                                    uint32_t begin, uint32_t end) {
-  FetchSpec spec;
+std::shared_ptr<BlockLoader> RequestBlocks::MakeLoader(
+    const std::string& attempt_id, uint32_t attempt,
+    const google::protobuf::RepeatedPtrField<v1::PrefixHolder>& holders) {
+  if (published_ >= reusable() || context_.loads == nullptr) return nullptr;
+  BlockLoader::Spec spec{.request_id = attempt_id, .attempt = attempt, .prompt_tokens = prompt_.size()};
+  for (const v1::PrefixHolder& holder : holders) {
+    if (holder.worker().worker_id() == context_.self.worker_id()) continue;
+    spec.holders.push_back({.peer = ToPeerAddress(holder.worker()),
+                            .begin = holder.begin(),
+                            .end = holder.end(),
+                            .tier = holder.tier() == v1::KV_TIER_DISK ? Tier::kDisk : Tier::kHost});
+  }
+  if (!spec.holders.empty())
+    context_.probe->peer_query_tokens.Add((reusable() - published_) * block_tokens());
+  if (context_.loads->disk != nullptr) {
+    context_.probe->disk_query_tokens.Add((reusable() - published_) * block_tokens());
+  } else if (spec.holders.empty()) {
+    return nullptr;
+  }
+  for (uint32_t i = published_; i < reusable(); ++i) spec.blocks.push_back(InfoOf(i));
+  const auto begin = blocks_.begin() + published_, end = blocks_.begin() + reusable();
+  std::vector<BlockLease> slots(std::make_move_iterator(begin), std::make_move_iterator(end));
+  std::shared_ptr<BlockLoader> loader = BlockLoader::Make(*context_.loads, std::move(spec), slots);
+  if (!loader) std::move(slots.begin(), slots.end(), begin);
+  return loader;
+}
+
+void RequestBlocks::EndLoad(BlockLoader::Result result) {
+  std::move(result.leases.begin(), result.leases.end(), blocks_.begin() + published_);
+  std::fill_n(valid_.begin() + published_, result.loaded, true);
+  for (const LoadedFrom from : result.from) {
+    ++loaded_[static_cast<size_t>(from)];
+    context_.probe->loaded_hit_tokens[static_cast<size_t>(from)]->Add(block_tokens());
+  }
+  published_ += result.loaded;
+  fetched_blocks_ += result.fetched;
+  fetched_bytes_ += result.bytes;
+  if (!result.transport.empty()) transport_ = result.transport;
+}
+
+PlannedFetch RequestBlocks::StartFetch(const std::string& attempt_id, uint32_t attempt,
+                                       const PeerAddress& peer, uint32_t begin, uint32_t end, bool growing) {
+  PlannedFetch fetch{.begin = begin, .peer = peer.worker_id, .growing = growing, .spec = {}};
+  FetchSpec& spec = fetch.spec;
   spec.request_id = attempt_id;
   spec.attempt = attempt;
   spec.part = parts_++;
   spec.peer = peer;
   spec.deadline = context_.clock->Now() + context_.config.transport.fetch_timeout;
+  // What is still being computed may take as long as the whole prefill.
+  if (growing) spec.deadline += context_.config.worker.prefill_timeout;
   for (uint32_t i = begin; i < end; ++i) {
     spec.keys.push_back(i < keys_.size() ? keys_[i] : TailKey());
+    // Where a block is read in the peer's memory, the slot here is given up only in Submit.
+    if (!peer.arena.empty()) own_[i] = blocks_[i].Clone();
     spec.slots.push_back(std::move(blocks_[i]));
   }
+  spec.in_place = true;
+  if (end > keys_.size())
+    spec.tail_tokens = static_cast<uint32_t>(prompt_.size() - keys_.size() * block_tokens());
   ++pending_;
-  return spec;
+  return fetch;
 }
 
-bool RequestBlocks::EndFetch(uint32_t begin, FetchResult result) {
+bool RequestBlocks::EndFetch(const PlannedFetch& fetch, FetchResult result) {
+  const uint32_t begin = fetch.begin;
   TP_CHECK(pending_ > 0);
   --pending_;
   bool all = result.status.ok();
+  bool in_place = false;
   for (size_t i = 0; i < result.slots.size(); ++i) {
     blocks_[begin + i] = std::move(result.slots[i]);
     const bool filled = result.status.ok() && i < result.filled.size() && result.filled[i];
+    const bool foreign = !blocks_[begin + i].empty() && !blocks_[begin + i].writable();
+    in_place = in_place || (filled && foreign);
+    // Its own slot is back, or quarantined.
+    if (!foreign) own_[begin + i] = {};
     valid_[begin + i] = filled;
     if (filled) ++fetched_blocks_;
     all = all && filled;
   }
   if (result.status.ok()) {
     fetched_bytes_ += result.bytes;
-    context_.AddFetchSample(result.bytes, result.elapsed);
+    if (fetched_blocks_ > 0) transport_ = result.transport;
+    // One that waited for the computation says nothing of the link, nor do blocks that stay where they are.
+    if (!fetch.growing && !in_place)
+      context_.AddFetchSample({fetch.peer, Tier::kHost}, result.bytes, result.elapsed);
   }
   if (!all) context_.probe->fallback_fetch.Add();
   return all;
@@ -103,20 +183,32 @@ absl::Status RequestBlocks::Submit(const std::string& attempt_id, const v1::Samp
   SequenceSpec spec;
   spec.blocks = std::move(blocks_);
   blocks_.clear();
-  for (BlockLease& block : spec.blocks) {
-    if (!block.empty()) continue;
-    TP_ASSIGN_OR_RETURN(std::vector<BlockLease> fresh, context_.pool->Reserve(1));
+  spec.computed_tokens = goal.first_token ? static_cast<uint32_t>(prompt_.size()) : ready_tokens();
+  for (size_t i = 0; i < spec.blocks.size(); ++i) {
+    BlockLease& block = spec.blocks[i];
+    // What is computed here is written here: another process's block behind a gap is of no use.
+    const bool usable = i < spec.computed_tokens / block_tokens();
+    if (!block.empty() && (usable || block.writable())) continue;
+    if (!block.empty() && !own_[i].empty()) {
+      block = std::move(own_[i]);
+      continue;
+    }
+    TP_ASSIGN_OR_RETURN(std::vector<BlockLease> fresh, context_.pool->Reserve(1, {.tenant = owner_.tenant}));
     block = std::move(fresh[0]);
   }
+  BlockLease::DropAll(std::exchange(own_, {}));
   FromProto(sampling, spec);
   spec.request_id = attempt_id;
   spec.tokens = prompt_;
   spec.published_blocks = published_;
-  spec.computed_tokens = goal.first_token ? static_cast<uint32_t>(prompt_.size()) : ready_tokens();
   spec.first_token = std::move(goal.first_token);
   spec.root = root_;
+  spec.tenant = owner_.tenant;
+  spec.session = owner_.session;
+  spec.turn = owner_.turn;
   spec.max_tokens = goal.max_tokens;
   spec.prefill_only = goal.prefill_only;
+  spec.stream_layers = goal.stream_layers;
   spec.prompt_logprobs = goal.prompt_logprobs;
   spec.pooling = goal.pooling;
   spec.normalize = goal.normalize;

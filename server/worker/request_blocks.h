@@ -1,27 +1,32 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "server/worker/block_loader.h"
 #include "server/worker/worker_context.h"
 
 namespace tidepool {
 
 // A fetch whose slots are set aside, not yet started.
 struct PlannedFetch {
-  uint32_t begin = 0;  // index of its first block
-  FetchSpec spec;
+  uint32_t begin = 0;    // index of its first block
+  std::string peer;      // worker id
+  bool growing = false;  // the last of them were still being computed
+  FetchSpec spec;        // gone once it is started
 };
 
 // What the engine is to do with a prompt, beside what v1::Sampling says of draws.
 struct SequenceGoal {
   uint32_t max_tokens = 1;
   bool prefill_only = false;
+  bool stream_layers = false;
   std::optional<OutputToken> first_token;            // drawn elsewhere; complete() holds
   int32_t prompt_logprobs = -1;                      // nothing was reused then
   SequencePooling pooling = SequencePooling::kNone;  // kMean: nothing was reused then
@@ -31,16 +36,24 @@ struct SequenceGoal {
   int32_t priority = 0;  // as SequenceSpec's
 };
 
+// Whose blocks they are: what BlockInfo remembers of them, and quotas are charged by.
+struct BlockOwner {
+  std::string tenant;
+  uint64_t session = 0;
+  uint32_t turn = 0;
+};
+
 // RequestBlocks: the slots of one request on one worker while its prompt's KV comes together: what the pool
-// had, what is fetched, what is left to compute. Not thread-safe (its request's mutex guards it), but
-// fetches end on another thread: see StartFetch.
+// had, what is loaded from below or from peers, what is handed over, what is left to compute. Not thread-safe
+// (its request's mutex guards it), but loads and fetches end on another thread: see MakeLoader, StartFetch.
 class RequestBlocks {
  public:
-  RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt);
+  RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt, BlockOwner owner);
 
   // Leases the prompt's published prefix (unless `reuse` is false: all of it is to be computed) and reserves
   // the rest of `total_tokens`. False: no slots now; nothing is held then. `batch_class`: leaves a quarter of
-  // the pool to online requests, unless nobody else uses it.
+  // the pool to online requests, unless nobody else uses it. However often it is called, the pool counts one
+  // use of the prefix.
   bool TryReserve(uint32_t total_tokens, bool reuse = true, bool batch_class = false);
 
   uint32_t block_tokens() const { return context_.layout.block_tokens; }
@@ -49,8 +62,10 @@ class RequestBlocks {
   const std::vector<BlockKey>& keys() const { return keys_; }  // of the prompt's sealed blocks
   bool has_tail() const { return prompt_.size() % block_tokens() != 0; }
   BlockKey TailKey() const;
-  // Leading blocks that the pool had.
+  // Leading blocks that are published here: what the pool had, and what was loaded.
   uint32_t published() const { return published_; }
+  // Of them: where they were loaded from.
+  uint32_t loaded(LoadedFrom from) const { return loaded_[static_cast<size_t>(from)]; }
   // Leading blocks that may come from elsewhere if the prompt is prefilled here.
   uint32_t reusable() const { return ReusableBlocks(prompt_.size(), block_tokens()); }
   // Leading blocks that are here and valid: published, or fetched.
@@ -61,40 +76,58 @@ class RequestBlocks {
   bool complete() const;
   BlockLease& at(uint32_t index) { return blocks_[index]; }
 
-  // Calls `f` for the ranges of `holders` that are worth a fetch: not here yet, not from ourselves, of use
-  // if the prompt is prefilled here, and each block once (the first holder named is asked).
-  void ForEachHolderRange(
-      const google::protobuf::RepeatedPtrField<v1::PrefixHolder>& holders,
-      const std::function<void(const PeerAddress&, uint32_t begin, uint32_t end)>& f) const;
+  // What loads the blocks that follow the published ones, where that is faster than computing them (as
+  // config.kv.load says); null: nothing is to be loaded. Pass its result to EndLoad, under the request's
+  // mutex.
+  std::shared_ptr<BlockLoader> MakeLoader(
+      const std::string& attempt_id, uint32_t attempt,
+      const google::protobuf::RepeatedPtrField<v1::PrefixHolder>& holders);
+  void EndLoad(BlockLoader::Result result);
+
   // Moves blocks [begin, end) into a fetch from `peer`; `end` may be keys().size() + 1 to include the tail.
   // Pass the result to EndFetch (under the request's mutex).
-  FetchSpec StartFetch(const std::string& attempt_id, uint32_t attempt, const PeerAddress& peer,
-                       uint32_t begin, uint32_t end);
+  PlannedFetch StartFetch(const std::string& attempt_id, uint32_t attempt, const PeerAddress& peer,
+                          uint32_t begin, uint32_t end, bool growing);
   // Takes the slots back. False: something of it is missing.
-  bool EndFetch(uint32_t begin, FetchResult result);
+  bool EndFetch(const PlannedFetch& fetch, FetchResult result);
   uint32_t fetches_pending() const { return pending_; }
   uint32_t fetched_blocks() const { return fetched_blocks_; }
   uint64_t fetched_bytes() const { return fetched_bytes_; }
+  // How the last of them came: "arena", or a transport's name. Empty: none was handed over.
+  std::string_view transport() const { return transport_; }
+
+  // BlockInfo of a sealed block of the prompt.
+  BlockInfo InfoOf(uint32_t index) const;
 
   // Hands the prompt and all leases to the engine. Slots that a failed fetch left quarantined are replaced.
   // Errors: as Engine::Submit, ResourceExhausted where no slot is left; nothing is held here then either.
   absl::Status Submit(const std::string& attempt_id, const v1::Sampling& sampling, SequenceGoal goal,
                       std::shared_ptr<EngineSink> sink);
   // Gives back what is held here; what a fetch still holds comes back with its result.
-  void Drop() { blocks_.clear(); }
+  void Drop() {
+    BlockLease::DropAll(std::exchange(blocks_, {}));
+    BlockLease::DropAll(std::exchange(own_, {}));
+  }
 
  private:
   WorkerContext& context_;
   const BlockKey root_;
   const std::vector<int32_t> prompt_;
   const std::vector<BlockKey> keys_;
+  const BlockOwner owner_;
   std::vector<BlockLease> blocks_;
+  // By block: the slot that was set aside for one that is read, or may come to be, in a peer's memory. Behind
+  // a gap it is computed here after all.
+  std::vector<BlockLease> own_;
   std::vector<bool> valid_;  // per block of the prompt
+  bool counted_ = false;     // as a use of what the pool has
   uint32_t published_ = 0;
+  std::array<uint32_t, kLoadedFrom> loaded_{};
   uint32_t parts_ = 0;
   uint32_t pending_ = 0;
   uint32_t fetched_blocks_ = 0;
   uint64_t fetched_bytes_ = 0;
+  std::string_view transport_;
 };
 
 }  // namespace tidepool

@@ -8,15 +8,29 @@
 #include "base/digest.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "kvstore/codec/block_codec.h"
+#include "kvstore/policy/admission.h"
 #include "server/http/admin_server.h"
+#include "server/kv/kv_service.h"
+#include "server/kv/tier_events.h"
 #include "server/model/text/tokenizer.h"
+#include "server/worker/calibrate.h"
 #include "server/worker/load_progress.h"
+#include "server/worker/make_disk_tier.h"
+#include "server/worker/prefill_times.h"
+#include "server/worker/transport_options.h"
 #include "server/worker/worker_context.h"
 #include "server/worker/worker_service.h"
-#include "transport/ucx_transport.h"
 
 namespace tidepool {
 namespace {
+
+// What measuring first prefills may take before a worker is ready.
+constexpr absl::Duration kCalibration = absl::Milliseconds(300);
+// How long a worker waits for its disk tier before it is ready without.
+constexpr absl::Duration kDiskOpen = absl::Seconds(10);
+// What storing the last blocks may take at shutdown where the grace is used up.
+constexpr absl::Duration kFlushMin = absl::Milliseconds(200);
 
 absl::StatusOr<v1::Role> ParseRole(const std::string& role) {
   if (role == "prefill") return v1::ROLE_PREFILL;
@@ -41,7 +55,7 @@ uint32_t Threads(uint32_t configured) {
   return configured > 0 ? configured : std::max(1u, std::thread::hardware_concurrency());
 }
 
-v1::ModelIdentity IdentityOf(const Model& model, const BlockLayout& layout) {
+v1::ModelIdentity IdentityOf(const Model& model, const BlockLayout& layout, const std::string& kv_codec) {
   v1::ModelIdentity out;
   out.set_name(model.name);
   out.set_fingerprint(model.fingerprint);
@@ -53,6 +67,7 @@ v1::ModelIdentity IdentityOf(const Model& model, const BlockLayout& layout) {
   out.set_max_model_len(model.max_model_len);
   out.set_vocab_size(model.spec.vocab);
   out.set_hidden_size(model.spec.hidden);
+  if (kv_codec != "none") out.set_kv_codec(kv_codec);
   return out;
 }
 
@@ -60,28 +75,46 @@ v1::ModelIdentity IdentityOf(const Model& model, const BlockLayout& layout) {
 
 // Members are destroyed in reverse order: servers first, then what they call.
 struct WorkerServer::Impl {
-  Impl(const Config& config, MetricRegistry& metrics) : metrics(metrics), probe(metrics) {
+  Impl(const Config& config, MetricRegistry& metrics)
+      : metrics(metrics), probe(metrics), loader_probe(metrics) {
     context.config = config;
   }
 
   MetricRegistry& metrics;
   WorkerProbe probe;
+  LoaderProbe loader_probe;
   WorkerContext context;
   ChannelCache channels;
   std::unique_ptr<ConstraintFactory> constraints;
   std::unique_ptr<BlockPool> pool;
+  PrefillTimes prefill_times;
+  std::vector<PrefillObservation> first_prefills;  // not yet reported; the reporter's, once it runs
+  SourceSpeeds speeds;
+  BlockLoader::Environment loads;
+  std::unique_ptr<AdmissionFilter> admission;  // the store's thread's
+  std::unique_ptr<BlockTier> disk;             // null: none
+  std::unique_ptr<TierEvents> disk_events;
   std::unique_ptr<FetchNode> fetch;
+  std::unique_ptr<WriteBehind> store;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<SlotQueue> slots;
+  std::unique_ptr<Deadlines> deadlines;
   std::unique_ptr<Reporter> reporter;
   std::unique_ptr<WorkerService> service;
+  KvContext kv_context;
+  std::unique_ptr<KvService> kv;
   RpcServer rpc;
   std::unique_ptr<HttpServer> admin;
   bool shut_down = false;
 
   absl::Status Start();
   absl::Status StartPool();
+  // `name`: of the tier's directory.
+  absl::Status StartDisk(const std::string& name);
+  // So that the first request after a restart finds what is there.
+  void WaitDiskOpen() const;
   absl::Status StartEngineAndFetch();
+  void StartLoads();
   void MakeReporter(v1::Role role);
   void FillReport(v1::WorkerReport& report);
 };
@@ -102,17 +135,54 @@ absl::Status WorkerServer::Impl::StartPool() {
   options.layout = context.layout;
   options.slots = static_cast<uint32_t>(std::min<uint64_t>(slots_wanted, UINT32_MAX));
   options.metrics = &metrics;
+  options.memory = {.huge_pages = kv.huge_pages, .numa_node = kv.numa_node, .lock_memory = kv.lock_memory};
+  options.policy = kv.policy;
+  options.tenant_quota_bytes = kv.tenant_quota_bytes;
+  options.hard_pin_share = kv.hard_pin_percent / 100.0;
   TP_ASSIGN_OR_RETURN(pool, BlockPool::Create(options));
   context.pool = pool.get();
   return absl::OkStatus();
 }
 
+absl::Status WorkerServer::Impl::StartDisk(const std::string& name) {
+  const KvConfig& kv = context.config.kv;
+  TP_ASSIGN_OR_RETURN(disk, MakeDiskTier(kv, name, context.model->fingerprint, context.layout, metrics));
+  if (!disk) return absl::OkStatus();
+  disk_events = std::make_unique<TierEvents>(*disk, pool->events());
+  TP_ASSIGN_OR_RETURN(
+      admission, CreateAdmissionFilter(kv.disk.admission,
+                                       std::max<uint64_t>(1, kv.disk.bytes / context.layout.block_bytes())));
+  WriteBehind::Options options;
+  options.pool = pool.get();
+  options.tier = disk.get();
+  options.metrics = &metrics;
+  // Of a small pool, no more than an eighth may wait for the disk.
+  options.max_queued = std::clamp<size_t>(pool->stats().slots / 8, 1, options.max_queued);
+  options.admit = [filter = admission.get()](const BlockInfo& info) {
+    filter->OnUse(info.key);
+    return filter->Admit(info.key, nullptr);
+  };
+  store = std::make_unique<WriteBehind>(std::move(options));
+  context.store = store.get();
+  return absl::OkStatus();
+}
+
+void WorkerServer::Impl::WaitDiskOpen() const {
+  if (!disk) return;
+  const absl::Time limit = Clock::Real().Now() + kDiskOpen;
+  while (disk->health().state == TierState::kOpening) {
+    if (Clock::Real().Now() > limit) {
+      spdlog::warn("the disk tier is still being opened; its blocks are found when it is");
+      return;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
 absl::Status WorkerServer::Impl::StartEngineAndFetch() {
   const Config& config = context.config;
-  UcxOptions ucx;
-  ucx.net_devices = config.transport.net_devices;
-  ucx.tls = config.transport.tls;
-  TP_ASSIGN_OR_RETURN(auto transport, CreateUcxTransport(ucx));
+  TP_ASSIGN_OR_RETURN(auto transport, CreateTransport(TransportOptionsOf(
+                                          config.transport, context.self.worker_id(), &metrics)));
   FetchNode::Options fetch_options;
   fetch_options.worker_id = context.self.worker_id();
   fetch_options.boot_id = context.self.boot_id();
@@ -121,9 +191,15 @@ absl::Status WorkerServer::Impl::StartEngineAndFetch() {
   fetch_options.transport = std::move(transport);
   fetch_options.metrics = &metrics;
   fetch_options.offer_lease = config.kv.offer_lease;
+  fetch_options.share_arena = config.transport.share_arena;
+  fetch_options.lanes = config.transport.lanes;
+  fetch_options.flow.window_bytes = config.transport.window_bytes;
+  fetch_options.disk = disk.get();
+  TP_ASSIGN_OR_RETURN(fetch_options.codec, GetBlockCodec(config.kv.codec));
   TP_ASSIGN_OR_RETURN(fetch, FetchNode::Start(std::move(fetch_options)));
   context.fetch = fetch.get();
   context.self.set_transport(fetch->address());
+  context.self.set_arena(fetch->arena_address());
 
   EngineConfig engine_config = config.engine;
   engine_config.threads = Threads(config.engine.threads);
@@ -131,6 +207,9 @@ absl::Status WorkerServer::Impl::StartEngineAndFetch() {
   engine_options.config = engine_config;
   engine_options.runner =
       std::make_unique<CpuModelRunner>(context.model, engine_config, config.kv.block_tokens);
+  TP_ASSIGN_OR_RETURN(first_prefills,
+                      MeasurePrefills(*engine_options.runner, engine_config.max_step_tokens, kCalibration));
+  prefill_times.Observe(first_prefills);
   engine_options.pool = pool.get();
   engine_options.role = config.worker.role;
   engine_options.metrics = &metrics;
@@ -138,7 +217,33 @@ absl::Status WorkerServer::Impl::StartEngineAndFetch() {
   context.engine = engine.get();
   slots = std::make_unique<SlotQueue>(config.engine.max_waiting, metrics);
   context.slots = slots.get();
+  StartLoads();
   return absl::OkStatus();
+}
+
+void WorkerServer::Impl::StartLoads() {
+  const Config& config = context.config;
+  if (config.kv.load == "never") return;
+  deadlines = std::make_unique<Deadlines>(context.clock);
+  loads.pool = pool.get();
+  loads.disk = disk.get();
+  loads.fetch = [this](FetchSpec spec, std::function<void(FetchResult)> done) {
+    fetch->Fetch(std::move(spec), std::move(done));
+  };
+  loads.abort = [this](const std::string& request, uint32_t attempt) { fetch->Abort(request, attempt); };
+  loads.speeds = &speeds;
+  loads.deadlines = deadlines.get();
+  loads.probe = &loader_probe;
+  loads.prefill = [this](uint64_t new_tokens, uint64_t cached) {
+    return prefill_times.Seconds(new_tokens, cached);
+  };
+  loads.clock = context.clock;
+  loads.timeout = config.transport.fetch_timeout;
+  loads.options.load_all = config.kv.load == "always";
+  loads.sample = [this](const SourceId& source, uint64_t bytes, absl::Duration elapsed) {
+    context.AddFetchSample(source, bytes, elapsed);
+  };
+  context.loads = &loads;
 }
 
 void WorkerServer::Impl::FillReport(v1::WorkerReport& report) {
@@ -147,10 +252,11 @@ void WorkerServer::Impl::FillReport(v1::WorkerReport& report) {
   report.set_waiting(stats.waiting + static_cast<uint32_t>(slots->waiting()));
   report.set_queued_prefill_tokens(stats.queued_prefill_tokens);
   report.set_running_context_tokens(stats.running_context_tokens);
-  const BlockPool::Stats slots_now = pool->stats();
-  report.set_slots_total(slots_now.slots);
-  report.set_slots_free(slots_now.free + slots_now.evictable);
-  const EngineObservations seen = engine->DrainObservations();
+  EngineObservations seen = engine->DrainObservations();
+  prefill_times.Observe(seen.prefills);
+  // The first report tells what was measured before the first request, too.
+  seen.prefills.insert(seen.prefills.begin(), first_prefills.begin(), first_prefills.end());
+  first_prefills.clear();
   for (const PrefillObservation& p : seen.prefills) {
     auto* sample = report.add_prefills();
     sample->set_new_tokens(p.new_tokens);
@@ -172,8 +278,9 @@ void WorkerServer::Impl::MakeReporter(v1::Role role) {
   options.cluster_token = context.config.cluster.token;
   options.interval = context.config.worker.report_interval;
   options.base.set_role(role);
-  *options.base.mutable_model() = IdentityOf(*context.model, context.layout);
+  *options.base.mutable_model() = IdentityOf(*context.model, context.layout, context.config.kv.codec);
   options.pool = pool.get();
+  options.disk = disk.get();
   options.fill = [this](v1::WorkerReport& report) { FillReport(report); };
   reporter = std::make_unique<Reporter>(std::move(options), channels, metrics);
   context.reporter = reporter.get();
@@ -193,6 +300,8 @@ absl::Status WorkerServer::Impl::Start() {
   context.channels = &channels;
   context.probe = &probe;
   const std::string host = HostName();
+  // An id with a pid in it would not find its blocks again.
+  const std::string disk_name = config.worker.id.empty() ? config.worker.role : config.worker.id;
   if (config.worker.id.empty())
     config.worker.id = config.worker.role + "-" + host + "-" + std::to_string(getpid());
   context.self.set_worker_id(config.worker.id);
@@ -200,15 +309,28 @@ absl::Status WorkerServer::Impl::Start() {
   context.self.set_pid(static_cast<uint32_t>(getpid()));
   context.self.set_host(host);
   TP_RETURN_IF_ERROR(StartPool());
+  TP_RETURN_IF_ERROR(StartDisk(disk_name));
   TP_RETURN_IF_ERROR(StartEngineAndFetch());
+  WaitDiskOpen();
 
   MakeReporter(role);
   v1::DescribeReply description;
   description.set_role(role);
   description.set_version(TIDEPOOL_VERSION);
-  *description.mutable_model() = IdentityOf(*context.model, context.layout);
+  *description.mutable_model() = IdentityOf(*context.model, context.layout, context.config.kv.codec);
   service = std::make_unique<WorkerService>(context, std::move(description));
-  TP_ASSIGN_OR_RETURN(rpc, StartRpcServer(config.worker.listen, service.get()));
+  kv_context.self = context.self;
+  kv_context.fingerprint = context.model->fingerprint;
+  kv_context.layout = context.layout;
+  kv_context.codec = config.kv.codec;
+  kv_context.cluster_token = config.cluster.token;
+  kv_context.pool = pool.get();
+  kv_context.disk = disk.get();
+  kv_context.fetch = fetch.get();
+  kv_context.channels = &channels;
+  kv_context.fetch_timeout = config.transport.fetch_timeout;
+  kv = std::make_unique<KvService>(kv_context, metrics);
+  TP_ASSIGN_OR_RETURN(rpc, StartRpcServer(config.worker.listen, {service.get(), kv.get()}));
   const size_t colon = config.worker.listen.rfind(':');
   context.self.set_grpc(config.worker.listen.substr(0, colon) + ":" + std::to_string(rpc.port));
   reporter->Start(context.self);
@@ -254,14 +376,20 @@ void WorkerServer::BeginDrain() { impl_->service->BeginDrain(); }
 
 void WorkerServer::Shutdown(absl::Duration grace) {
   if (std::exchange(impl_->shut_down, true)) return;
+  const absl::Time deadline = Clock::Real().Now() + grace;
   impl_->service->BeginDrain();
   const bool idle = impl_->service->WaitIdle(grace);
   if (!idle) spdlog::warn("{} requests are cut: the drain time is over", impl_->service->active());
   impl_->admin->Shutdown(absl::ZeroDuration());
+  impl_->kv->Stop();
   // Cancels the calls left: each gives its slots back through its own OnCancel.
   impl_->rpc.server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(idle ? 500 : 0));
   impl_->rpc.server->Wait();
-  impl_->engine->Stop();    // its sinks use the reporter
+  impl_->engine->Stop();  // its sinks use the reporter
+  // What is sealed and not stored yet, as far as the grace goes.
+  if (impl_->store && !impl_->store->Flush(std::max(deadline - Clock::Real().Now(), kFlushMin))) {
+    spdlog::warn("some blocks were not stored: the drain time is over");
+  }
   impl_->reporter.reset();  // its thread reads the slot queue's length
   impl_->slots.reset();
 }

@@ -15,9 +15,15 @@ Histogram& Stage(MetricRegistry& metrics, const char* stage) {
                               LatencyBuckets(), {{"stage", stage}});
 }
 
-Counter& HitTokens(MetricRegistry& metrics, const char* tier) {
+Counter& QueryTokens(MetricRegistry& metrics, const char* tier) {
+  return metrics.AddCounter("tidepool_prefix_cache_query_tokens_total", "Prompt tokens looked up.",
+                            {{"tier", tier}});
+}
+
+Counter& HitTokens(MetricRegistry& metrics, std::string_view tier) {
   return metrics.AddCounter("tidepool_prefix_cache_hit_tokens_total",
-                            "Prompt tokens whose KV was reused instead of computed.", {{"tier", tier}});
+                            "Prompt tokens whose KV was reused instead of computed.",
+                            {{"tier", std::string(tier)}});
 }
 
 Counter& Fallback(MetricRegistry& metrics, const char* what) {
@@ -33,10 +39,10 @@ Counter& Ended(MetricRegistry& metrics, const char* how) {
 }  // namespace
 
 WorkerProbe::WorkerProbe(MetricRegistry& metrics)
-    : query_tokens(metrics.AddCounter("tidepool_prefix_cache_query_tokens_total", "Prompt tokens looked up.",
-                                      {{"tier", "host"}})),
+    : host_query_tokens(QueryTokens(metrics, "host")),
+      disk_query_tokens(QueryTokens(metrics, "disk")),
+      peer_query_tokens(QueryTokens(metrics, "peer")),
       host_hit_tokens(HitTokens(metrics, "host")),
-      peer_hit_tokens(HitTokens(metrics, "peer")),
       queue_seconds(Stage(metrics, "queue")),
       prefill_seconds(Stage(metrics, "prefill")),
       transfer_seconds(Stage(metrics, "transfer")),
@@ -44,10 +50,14 @@ WorkerProbe::WorkerProbe(MetricRegistry& metrics)
       fallback_prefill(Fallback(metrics, "prefill")),
       fallback_fetch(Fallback(metrics, "fetch")),
       cancelled(Ended(metrics, "cancelled")),
-      failed(Ended(metrics, "failed")) {}
+      failed(Ended(metrics, "failed")) {
+  for (size_t i = 0; i < kLoadedFrom; ++i) loaded_hit_tokens[i] = &HitTokens(metrics, kLoadedFromNames[i]);
+}
 
-void WorkerContext::AddFetchSample(uint64_t bytes, absl::Duration elapsed) {
+void WorkerContext::AddFetchSample(const SourceId& source, uint64_t bytes, absl::Duration elapsed) {
   v1::FetchSample sample;
+  sample.set_source(source.worker);
+  sample.set_tier(source.tier == Tier::kDisk ? v1::KV_TIER_DISK : v1::KV_TIER_HOST);
   sample.set_bytes(bytes);
   sample.set_seconds(absl::ToDoubleSeconds(elapsed));
   std::lock_guard lock(mu_);
@@ -69,7 +79,7 @@ int32_t EnginePriority(int32_t priority) {
 }
 
 PeerAddress ToPeerAddress(const v1::WorkerAddress& address) {
-  return {address.worker_id(), address.boot_id(), address.transport()};
+  return {address.worker_id(), address.boot_id(), address.transport(), address.arena()};
 }
 
 OutputToken FromProto(const v1::OutputToken& token) {

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <array>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -16,9 +18,11 @@
 #include "server/engine/engine.h"
 #include "server/model/model.h"
 #include "server/rpc/rpc.h"
+#include "server/worker/block_loader.h"
 #include "server/worker/constraint_factory.h"
 #include "server/worker/reporter.h"
 #include "server/worker/slot_queue.h"
+#include "server/worker/write_behind.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
 
 namespace tidepool {
@@ -27,9 +31,11 @@ namespace tidepool {
 struct WorkerProbe {
   explicit WorkerProbe(MetricRegistry& metrics);
 
-  Counter& query_tokens;     // prompt tokens looked up
-  Counter& host_hit_tokens;  // found in this worker's pool
-  Counter& peer_hit_tokens;  // fetched from another worker's pool instead of computed
+  Counter& host_query_tokens;                             // prompt tokens looked up in the pool
+  Counter& disk_query_tokens;                             // of those it had not: in the disk tier
+  Counter& peer_query_tokens;                             // and at peers, their host and disk
+  Counter& host_hit_tokens;                               // found in this worker's pool
+  std::array<Counter*, kLoadedFrom> loaded_hit_tokens{};  // loaded instead of computed
   Histogram& queue_seconds;
   Histogram& prefill_seconds;
   Histogram& transfer_seconds;
@@ -53,11 +59,13 @@ struct WorkerContext {
   SlotQueue* slots = nullptr;
   ChannelCache* channels = nullptr;
   ConstraintFactory* constraints = nullptr;
+  const BlockLoader::Environment* loads = nullptr;  // null: nothing is loaded (config.kv.load is never)
+  WriteBehind* store = nullptr;                     // null: no disk tier
   WorkerProbe* probe = nullptr;
   const Clock* clock = &Clock::Real();
 
   // Measured fetches for the next report; the oldest go when more than a report should carry wait.
-  void AddFetchSample(uint64_t bytes, absl::Duration elapsed);
+  void AddFetchSample(const SourceId& source, uint64_t bytes, absl::Duration elapsed);
   std::vector<v1::FetchSample> TakeFetchSamples();
 
  private:

@@ -23,6 +23,7 @@ void MergePrefill(v1::PrefillEvent& pending, v1::PrefillEvent&& next) {
   if (next.has_offered()) {
     if (!pending.has_offered()) pending.mutable_offered()->set_begin(next.offered().begin());
     pending.mutable_offered()->set_end(next.offered().end());
+    pending.mutable_offered()->set_growing(pending.offered().growing() || next.offered().growing());
   }
   if (next.has_done()) pending.mutable_done()->Swap(next.mutable_done());
 }

@@ -22,9 +22,10 @@ namespace tidepool {
 
 inline constexpr uint32_t kVocab = 1000;
 inline constexpr uint32_t kBlock = 4;
-inline constexpr uint32_t kHidden = 2;      // a token's state: its position, and itself
-inline constexpr int32_t kNanToken = 990;   // a context ending in it gives NaN logits
-inline constexpr int32_t kFailToken = 991;  // a batch with it fails to compute
+inline constexpr uint32_t kHidden = 2;           // a token's state: its position, and itself
+inline constexpr int32_t kNanToken = 990;        // a context ending in it gives NaN logits
+inline constexpr int32_t kFailToken = 991;       // a batch with it fails to compute, after the last layer
+inline constexpr int32_t kFailEarlyToken = 992;  // and one with this before it
 inline const BlockLayout kLayout{
     .layers = 1, .kv_heads = 1, .head_dim = 2, .block_tokens = kBlock, .dtype = DType::kF32};
 
@@ -85,6 +86,10 @@ class KvRunner final : public ModelRunner {
       for (const auto& s : batch.sequences) shape.push_back(s.q_len);
       c_->steps.push_back(shape);
     }
+    for (int32_t t : batch.tokens) {
+      if (t == kFailEarlyToken) return absl::InternalError("cannot compute this token");
+    }
+    if (batch.on_layer != nullptr) (*batch.on_layer)(1);
     for (int32_t t : batch.tokens) {
       if (t == kFailToken) return absl::InternalError("cannot compute this token");
     }

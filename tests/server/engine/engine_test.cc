@@ -686,5 +686,151 @@ TEST_F(EngineTest, SamplingOutOfRangeIsRefusedByName) {
   }
 }
 
+// ---- layers of the last chunk
+
+TEST_F(EngineTest, LastChunkIsAnnouncedWithItsBlocksBeforeItsLayersAndItsToken) {
+  Start({.max_batch = 4, .max_step_tokens = 8, .max_waiting = 8});
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "r", Prompt(22), 1);  // chunks of 8, 8 and 6: a block, and a tail of 2
+  spec.prefill_only = true;
+  spec.stream_layers = true;
+  std::vector<const std::byte*> bases;
+  for (const BlockLease& block : spec.blocks) bases.push_back(block.data().data());
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->order, "bbbbclbtf");
+  EXPECT_EQ(sink->last_chunk_first, 4u);
+  ASSERT_EQ(sink->last_chunk.size(), 2u) << "the tail is one of them";
+  EXPECT_EQ(sink->last_chunk[0].data().data(), bases[4]);
+  EXPECT_EQ(sink->last_chunk[1].data().data(), bases[5]);
+  EXPECT_EQ(sink->layers, std::vector<uint32_t>{1});
+  sink->last_chunk.clear();
+}
+
+TEST_F(EngineTest, LayersAreNotToldToWhoDoesNotAsk) {
+  Start();
+  auto sink = Submit("r", Prompt(10), 2);
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->order, "bbttf");
+}
+
+TEST_F(EngineTest, LayersOfAFailedStepAreTakenBack) {
+  struct Case {
+    int32_t fails;
+    FinishReason good;
+    std::vector<uint32_t> layers;
+  };
+  for (const Case& c : {Case{kFailEarlyToken, FinishReason::kPrefilled, {0}},
+                        // Its blocks may be read by others already: they are not written again.
+                        Case{kFailToken, FinishReason::kError, {1, 0}}}) {
+    SCOPED_TRACE(c.fails);
+    engine_.reset();
+    Start();
+    controls_->Allow(0);
+    SequenceSpec spec;
+    auto sink = MakeSpec(spec, "r", Prompt(6), 1);
+    spec.prefill_only = true;
+    spec.stream_layers = true;
+    ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+    ASSERT_TRUE(controls_->WaitHeld());
+    // These join the batch together, behind the held step's sequence.
+    SequenceSpec good, bad;
+    auto good_sink = MakeSpec(good, "good", Prompt(6, 100), 1);
+    good.prefill_only = good.stream_layers = true;
+    auto bad_sink = MakeSpec(bad, "bad", {1, 2, c.fails}, 1);
+    SequenceSpec silent;
+    auto silent_sink = MakeSpec(silent, "silent", Prompt(5, 200), 1);
+    ASSERT_TRUE(engine_->Submit(std::move(good)).ok());
+    ASSERT_TRUE(engine_->Submit(std::move(bad)).ok());
+    ASSERT_TRUE(engine_->Submit(std::move(silent)).ok());
+    controls_->Free();
+    for (auto* s : {good_sink.get(), bad_sink.get(), silent_sink.get()}) ASSERT_TRUE(s->WaitFinished());
+    EXPECT_EQ(good_sink->layers, c.layers) << "a repeated step says nothing more";
+    EXPECT_EQ(good_sink->result.reason, c.good);
+    EXPECT_EQ(bad_sink->result.reason, FinishReason::kError);
+    EXPECT_EQ(silent_sink->result.reason, FinishReason::kLength) << "nobody else reads what it computes";
+    for (auto* s : {sink.get(), good_sink.get(), bad_sink.get(), silent_sink.get()}) {
+      s->last_chunk.clear();
+      s->result.blocks.clear();
+    }
+  }
+}
+
+// ---- what is remembered of blocks
+
+TEST_F(EngineTest, SealedBlocksCarryWhoseTheyAreAndWhatTheyCost) {
+  Start();
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "r", Prompt(10), 8);
+  spec.tenant = "tenant";
+  spec.session = 5;
+  spec.turn = 2;
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  ASSERT_EQ(sink->sealed.size(), 4u) << "two of the prompt, two with the answer";
+  std::vector<int32_t> tokens = Prompt(10);
+  for (int32_t id : sink->ids()) tokens.push_back(id);
+  for (uint32_t i = 0; i < 4; ++i) {
+    const auto info = pool_->Info(sink->sealed[i].second);
+    ASSERT_TRUE(info.has_value());
+    EXPECT_EQ(info->tenant, "tenant");
+    EXPECT_EQ(info->session, 5u);
+    EXPECT_EQ(info->turn, 2u);
+    EXPECT_EQ(info->position, i);
+    EXPECT_EQ(info->tokens,
+              std::vector<int32_t>(tokens.begin() + i * kBlock, tokens.begin() + (i + 1) * kBlock));
+    EXPECT_EQ(info->parent, i == 0 ? BlockKey{} : sink->sealed[i - 1].second);
+    EXPECT_GT(info->compute_seconds, 0);
+  }
+}
+
+// Slots of another process, mapped read-only here.
+class ForeignSlots final : public SlotOwner {
+ public:
+  std::span<std::byte> SlotBytes(uint32_t) const override { return {bytes_->data(), bytes_->size()}; }
+  bool writable() const override { return false; }
+  void AddLease(SlotRef, LeaseKind) override { ++leases; }
+  void DropLease(SlotRef, LeaseKind) override { --leases; }
+  BlockLease Lease() {
+    ++leases;
+    return BlockLease(this, {0, 1}, LeaseKind::kPeer);
+  }
+  std::span<int32_t> tokens() { return {reinterpret_cast<int32_t*>(bytes_->data()), kBlock}; }
+  std::atomic<int> leases{0};
+
+ private:
+  std::unique_ptr<std::vector<std::byte>> bytes_ =
+      std::make_unique<std::vector<std::byte>>(kLayout.block_bytes());
+};
+
+TEST_F(EngineTest, BlocksOfAnotherProcessAreReadAndNeitherPublishedNorWritten) {
+  Start();
+  ForeignSlots foreign;
+  const std::vector<int32_t> prompt = Prompt(10);
+  std::copy_n(prompt.begin(), kBlock, foreign.tokens().begin());
+  const std::vector<int32_t> before(foreign.tokens().begin(), foreign.tokens().end());
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "r", prompt, 4);
+  spec.blocks[0] = foreign.Lease();
+  spec.computed_tokens = kBlock;
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->ids(), Continue(prompt, 4));
+  EXPECT_FALSE(pool_->Info(BlockKeys({}, prompt, kBlock)[0]).has_value());
+  EXPECT_TRUE(pool_->Info(BlockKeys({}, prompt, kBlock)[1]).has_value());
+  EXPECT_EQ(std::vector<int32_t>(foreign.tokens().begin(), foreign.tokens().end()), before);
+  sink->result.blocks.clear();
+  EXPECT_EQ(foreign.leases, 0);
+
+  // One that would have to be written is refused.
+  SequenceSpec bad;
+  auto bad_sink = MakeSpec(bad, "bad", prompt, 4);
+  bad.blocks[1] = foreign.Lease();
+  bad.computed_tokens = kBlock;
+  const absl::Status status = engine_->Submit(std::move(bad));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("blocks[1] belongs to another process"), std::string::npos) << status;
+}
+
 }  // namespace
 }  // namespace tidepool

@@ -20,6 +20,17 @@ class RecordingSink final : public EngineSink {
     lease_bases.push_back(lease.data().data());
     order += 'b';
   }
+  void OnLastChunk(uint32_t first, std::span<const BlockLease> blocks) override {
+    std::lock_guard lock(mu_);
+    last_chunk_first = first;
+    for (const BlockLease& block : blocks) last_chunk.push_back(block.Clone());
+    order += 'c';
+  }
+  void OnLayersComputed(uint32_t n) override {
+    std::lock_guard lock(mu_);
+    layers.push_back(n);
+    order += 'l';
+  }
   void OnPromptLogprobs(std::vector<PromptLogprob> scores) override {
     std::lock_guard lock(mu_);
     std::move(scores.begin(), scores.end(), std::back_inserter(prompt_scores));
@@ -66,9 +77,12 @@ class RecordingSink final : public EngineSink {
   std::vector<const std::byte*> lease_bases;
   std::vector<OutputToken> tokens;
   std::vector<PromptLogprob> prompt_scores;
+  uint32_t last_chunk_first = 0;
+  std::vector<BlockLease> last_chunk;
+  std::vector<uint32_t> layers;
   SequenceResult result;
   int finished = 0;
-  std::string order;  // b, p, t, f as they came
+  std::string order;  // b, c, l, p, t, f as they came
 
  private:
   std::mutex mu_;

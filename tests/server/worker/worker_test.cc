@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <thread>
@@ -56,6 +58,10 @@ class ListeningScheduler final : public v1::Scheduler::Service {
     std::lock_guard lock(mu_);
     addresses_[report->address().worker_id()] = report->address();
     return grpc::Status::OK;
+  }
+  void Forget() {
+    std::lock_guard lock(mu_);
+    addresses_.clear();
   }
   v1::WorkerAddress AddressOf(const std::string& id) {
     for (int i = 0; i < 1000; ++i) {
@@ -110,6 +116,8 @@ class WorkerTest : public ::testing::Test {
     config.engine.batch_invariant = true;
     config.kv.block_tokens = 16;
     config.kv.host_bytes = 4 << 20;
+    config.kv.load = "always";  // such a model computes anything faster than a fetch begins
+    config.transport.share_arena = false;
     config.worker.role = role;
     config.worker.id = id;
     config.worker.report_interval = absl::Milliseconds(20);
@@ -235,6 +243,27 @@ TEST_F(WorkerTest, DisaggregatedAnswerEqualsAggregated) {
       EXPECT_EQ(split.path.fetched_bytes(), split.path.fetched_blocks() * model_.block_bytes(16));
       EXPECT_EQ(split.path.transport(), "ucx");
     }
+  }
+  for (const char* id : {"alone", "p", "d"}) ExpectIdle(id);
+}
+
+TEST_F(WorkerTest, OnOneHostBlocksAreReadWhereTheyWereComputed) {
+  for (const auto& [role, id] : std::vector<std::pair<std::string, std::string>>{
+           {"both", "alone"}, {"prefill", "p"}, {"decode", "d"}}) {
+    Config config = MakeConfig(role, id);
+    config.transport.share_arena = true;
+    StartWorker(config);
+  }
+  for (const size_t n : {17, 32, 47, 100, 100}) {  // the last time, the prompt's blocks are there already
+    auto request = MakeRequest(Prompt(n, n), 24);
+    const Answer aggregated = Ask("alone", request);
+    ASSERT_TRUE(aggregated.status.ok()) << aggregated.status.error_message();
+    *request.mutable_prefill() = scheduler_.AddressOf("p");
+    const Answer split = Ask("d", request);
+    ASSERT_TRUE(split.status.ok()) << split.status.error_message();
+    EXPECT_EQ(split.tokens, aggregated.tokens) << "prompt of " << n;
+    EXPECT_EQ(split.path.fetched_blocks(), (n + 15) / 16) << "sealed blocks and the tail";
+    EXPECT_EQ(split.path.transport(), "arena");
   }
   for (const char* id : {"alone", "p", "d"}) ExpectIdle(id);
 }
@@ -502,6 +531,227 @@ TEST_F(WorkerTest, SecondTurnReusesPromptAndAnswer) {
   EXPECT_EQ(there.tokens, reference.tokens);
   EXPECT_EQ(there.path.cached_tokens(), 48u);
   EXPECT_EQ(there.path.fetched_blocks(), 3u);
+}
+
+TEST_F(WorkerTest, OnOneHostTheHandoffIsReadInPlace) {
+  StartWorker("both", "alone");
+  for (const auto& [role, id] : {std::pair("prefill", "p"), std::pair("decode", "d")}) {
+    Config config = MakeConfig(role, id);
+    config.transport.share_arena = true;
+    StartWorker(config);
+  }
+  for (const size_t n : {33, 47, 100}) {
+    auto request = MakeRequest(Prompt(n, n), 24);
+    const Answer aggregated = Ask("alone", request);
+    *request.mutable_prefill() = scheduler_.AddressOf("p");
+    const Answer split = Ask("d", request);
+    ASSERT_TRUE(split.status.ok()) << split.status.error_message();
+    EXPECT_EQ(split.tokens, aggregated.tokens) << "prompt of " << n;
+    EXPECT_EQ(split.path.prefill_worker(), "p");
+    EXPECT_EQ(split.path.fetched_blocks(), (n + 15) / 16);
+    EXPECT_EQ(split.path.transport(), "arena");
+    // And again, with what is here and there.
+    request.set_request_id("again " + std::to_string(n));
+    EXPECT_EQ(Ask("d", request).tokens, aggregated.tokens);
+  }
+  for (const char* id : {"alone", "p", "d"}) ExpectIdle(id);
+}
+
+// The last chunk is sent as it is computed, or as a whole: the same answer, with and without an earlier
+// chunk, a tail, and blocks that the decode worker has.
+TEST_F(WorkerTest, StreamedLayersGiveTheSameAnswer) {
+  StartWorker("both", "alone");
+  StartWorker("decode", "d");
+  for (const bool streaming : {true, false}) {
+    Config config = MakeConfig("prefill", streaming ? "streaming" : "whole");
+    config.transport.layer_streaming = streaming;
+    StartWorker(config);
+  }
+  for (const size_t n : {17, 20, 32, 33, 48, 100}) {
+    for (const std::string prefill : {"streaming", "whole"}) {
+      auto request = MakeRequest(Prompt(n, 1000 + n), 12);
+      request.set_salt("salt " + prefill);
+      const Answer reference = Ask("alone", request);
+      *request.mutable_prefill() = scheduler_.AddressOf(prefill);
+      const Answer answer = Ask("d", request);
+      ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+      EXPECT_EQ(answer.tokens, reference.tokens) << n << " by " << prefill;
+      EXPECT_EQ(answer.path.prefill_worker(), prefill);
+      EXPECT_EQ(answer.path.fetched_blocks(), (n + 15) / 16);
+      // The next turn: a longer prompt whose beginning the decode worker has.
+      auto longer = MakeRequest(Prompt(n, 1000 + n), 12);
+      for (int32_t id : Prompt(40, 7)) longer.add_prompt(id);
+      longer.set_salt(request.salt());
+      const Answer again = Ask("alone", longer);
+      *longer.mutable_prefill() = scheduler_.AddressOf(prefill);
+      longer.set_request_id(longer.request_id() + "-split");
+      EXPECT_EQ(Ask("d", longer).tokens, again.tokens) << n << " by " << prefill;
+    }
+  }
+  for (const char* id : {"alone", "streaming", "whole", "d"}) ExpectIdle(id);
+}
+
+class WorkerDiskTest : public WorkerTest {
+ protected:
+  Config MakeDiskConfig(const std::string& role, const std::string& id) {
+    Config config = MakeConfig(role, id);
+    config.kv.disk.path = dir_.path();
+    config.kv.disk.bytes = 4 << 20;
+    return config;
+  }
+  // Shuts the youngest worker down, as SIGTERM does.
+  void StopLast() {
+    workers_.back()->Shutdown(absl::Seconds(30));
+    workers_.pop_back();
+    scheduler_.Forget();
+  }
+  // Until the disk tier of the youngest worker has read what it holds.
+  void WaitDisk(size_t blocks) {
+    Gauge& objects = metrics_.back()->AddGauge("tidepool_pool_objects", "", {{"tier", "disk"}});
+    for (int i = 0; i < 3000; ++i) {
+      metrics_.back()->Render();  // runs what sets it
+      if (objects.value() >= static_cast<double>(blocks)) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ADD_FAILURE() << "fewer than " << blocks << " blocks on the disk: " << objects.value();
+  }
+  TempDir dir_;
+};
+
+TEST_F(WorkerDiskTest, ARestartedWorkerAnswersFromItsDisk) {
+  StartWorker(MakeDiskConfig("both", "w"));
+  auto request = MakeRequest(Prompt(100, 1), 24);
+  const Answer first = Ask("w", request);
+  ASSERT_TRUE(first.status.ok()) << first.status.error_message();
+  EXPECT_EQ(first.path.cached_tokens(), 0u);
+  StopLast();
+
+  StartWorker(MakeDiskConfig("both", "w2"));  // another id is another directory
+  request.set_request_id("elsewhere");
+  EXPECT_EQ(Ask("w2", request).path.cached_tokens(), 0u);
+  StopLast();
+
+  StartWorker(MakeDiskConfig("both", "w"));
+  WaitDisk(7);
+  request.set_request_id("again");
+  const Answer again = Ask("w", request);
+  ASSERT_TRUE(again.status.ok()) << again.status.error_message();
+  EXPECT_EQ(again.tokens, first.tokens);
+  EXPECT_EQ(again.path.cached_tokens(), 96u);
+  EXPECT_EQ(again.path.cached_disk_tokens(), 96u);
+  // The answer's blocks, too: 123 tokens have KV.
+  auto next = MakeRequest(Prompt(100, 1), 8);
+  for (int32_t id : first.tokens) next.add_prompt(id);
+  next.add_prompt(1);
+  const Answer turn = Ask("w", next);
+  EXPECT_EQ(turn.path.cached_tokens(), 112u);
+  // Another tenant's prompt is another prompt.
+  request.set_request_id("other");
+  request.set_salt("another tenant");
+  EXPECT_EQ(Ask("w", request).path.cached_tokens(), 0u);
+  ExpectIdle("w");
+}
+
+TEST_F(WorkerDiskTest, APeersDiskServesThePrefill) {
+  StartWorker(MakeDiskConfig("both", "w"));
+  auto request = MakeRequest(Prompt(100, 1), 24);
+  const Answer first = Ask("w", request);
+  StopLast();
+  StartWorker(MakeDiskConfig("both", "w"));
+  WaitDisk(7);
+  StartWorker("both", "other");
+  request.set_request_id("there");
+  auto* holder = request.add_holders();
+  *holder->mutable_worker() = scheduler_.AddressOf("w");
+  holder->set_end(6);
+  holder->set_tier(v1::KV_TIER_DISK);
+  const Answer there = Ask("other", request);
+  EXPECT_EQ(there.tokens, first.tokens);
+  EXPECT_EQ(there.path.cached_tokens(), 96u);
+  EXPECT_EQ(there.path.cached_disk_tokens(), 96u);
+  EXPECT_EQ(there.path.fetched_blocks(), 6u);
+  for (const char* id : {"w", "other"}) ExpectIdle(id);
+}
+
+TEST_F(WorkerDiskTest, AHolderThatIsGoneCostsTimeOnly) {
+  StartWorker("both", "alone");
+  StartWorker("both", "gone");
+  auto request = MakeRequest(Prompt(100, 1), 8);
+  const Answer reference = Ask("alone", request);
+  auto* holder = request.add_holders();
+  *holder->mutable_worker() = scheduler_.AddressOf("gone");
+  holder->set_end(6);
+  StopLast();
+  StartWorker(MakeDiskConfig("both", "w"));
+  request.set_request_id("there");
+  const Answer answer = Ask("w", request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.tokens, reference.tokens);
+  EXPECT_EQ(answer.path.cached_tokens(), 0u);
+  ExpectIdle("w");
+}
+
+// Requests that are given up at any moment, of prefills near and far, with loads from disk and peers on their
+// way. TIDEPOOL_ABORT_REQUESTS says how many.
+TEST_F(WorkerDiskTest, AbortsAtEveryStateLeakNothing) {
+  const char* wanted = std::getenv("TIDEPOOL_ABORT_REQUESTS");
+  const int requests = wanted == nullptr ? 300 : std::atoi(wanted);
+  Config prefill = MakeDiskConfig("prefill", "p"), decode = MakeDiskConfig("decode", "d");
+  decode.transport.share_arena = prefill.transport.share_arena = true;
+  StartWorker(prefill);
+  StartWorker(decode);
+  StartWorker(MakeDiskConfig("both", "far"));  // which does not share its memory
+  std::atomic<int> next{0};
+  std::atomic<int> answered{0}, cancelled{0};
+  std::vector<std::thread> clients;
+  for (int c = 0; c < 6; ++c) {
+    clients.emplace_back([&, c] {
+      Rng rng(static_cast<uint64_t>(c));
+      auto decode_stub = StubOf("d"), far_stub = StubOf("far");
+      for (int i = next++; i < requests; i = next++) {
+        v1::WorkerGenerateRequest request;
+        request.set_request_id("abort " + std::to_string(i));
+        request.set_salt("tenant");
+        // One of a few prompts, so that there is something to be loaded, with an end of its own.
+        const auto prompt = Prompt(60 + rng.Below(60), rng.Below(8));
+        request.mutable_prompt()->Assign(prompt.begin(), prompt.end());
+        request.add_prompt(static_cast<int32_t>(rng.Below(model_.vocab())));
+        request.set_max_tokens(1 + static_cast<uint32_t>(rng.Below(40)));
+        request.mutable_sampling()->set_top_p(1);
+        const bool far = rng.Below(3) == 0;
+        if (rng.Below(3) > 0) *request.mutable_prefill() = scheduler_.AddressOf("p");
+        auto* holder = request.add_holders();
+        *holder->mutable_worker() = scheduler_.AddressOf(far ? "d" : "far");
+        holder->set_end(4);
+        holder->set_tier(rng.Below(2) == 0 ? v1::KV_TIER_DISK : v1::KV_TIER_HOST);
+        grpc::ClientContext context;
+        AddClusterToken(context, kToken);
+        SetTimeout(context, absl::Seconds(60));
+        auto reader = (far ? far_stub : decode_stub)->Generate(&context, request);
+        v1::WorkerGenerateEvent event;
+        const uint64_t how = rng.Below(6);
+        if (how == 0) {
+          std::this_thread::sleep_for(std::chrono::microseconds(rng.Below(5000)));
+          context.TryCancel();
+        } else if (how < 4) {
+          for (uint64_t reads = rng.Below(4); reads > 0 && reader->Read(&event); --reads) {
+          }
+          context.TryCancel();
+        } else {
+          while (reader->Read(&event)) {
+          }
+        }
+        const grpc::Status status = reader->Finish();
+        EXPECT_TRUE(status.ok() || status.error_code() == grpc::StatusCode::CANCELLED)
+            << status.error_message();
+        ++(status.ok() ? answered : cancelled);
+      }
+    });
+  }
+  for (auto& client : clients) client.join();
+  EXPECT_GT(answered, 0);
+  EXPECT_GT(cancelled, 0);
+  for (const char* id : {"p", "d", "far"}) ExpectIdle(id);
 }
 
 TEST_F(WorkerTest, TenantsShareNothing) {

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/block_layout.h"
+#include "base/probe.h"
+#include "config/config.h"
+#include "kvstore/block_tier.h"
+
+namespace tidepool {
+
+// The disk tier that the configuration's section kv.disk asks for, of whole blocks of `layout` (encoded below
+// where kv.codec says so); null where it asks for none. `name`: of its directory below kv.disk.path; it has
+// to be the same after a restart for the blocks to be found again. Returns at once: the tier opens by itself.
+// `metrics` outlives it. InvalidArgument: options that no disk could serve.
+absl::StatusOr<std::unique_ptr<BlockTier>> MakeDiskTier(const KvConfig& config, const std::string& name,
+                                                        const std::string& fingerprint,
+                                                        const BlockLayout& layout, MetricRegistry& metrics);
+
+}  // namespace tidepool

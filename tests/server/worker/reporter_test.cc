@@ -1,0 +1,98 @@
+#include "server/worker/reporter.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "kvstore/keys.h"
+
+namespace tidepool {
+namespace {
+
+const BlockLayout kLayout{.layers = 1, .kv_heads = 1, .head_dim = 4, .block_tokens = 1, .dtype = DType::kF32};
+
+// A scheduler that takes every report and remembers what is where.
+class FakeScheduler final : public v1::Scheduler::Service {
+ public:
+  grpc::Status Report(grpc::ServerContext*, const v1::WorkerReport* report, v1::ReportReply*) override {
+    std::lock_guard lock(mu_);
+    if (report->snapshot()) {
+      keys_.clear();
+      ++snapshots_;
+    }
+    for (const v1::BlockEvent& e : report->events()) {
+      if (e.removed()) {
+        keys_.erase(e.key());
+      } else {
+        keys_.insert(e.key());
+      }
+    }
+    largest_ = std::max(largest_, report->events_size());
+    changed_.notify_all();
+    return grpc::Status::OK;
+  }
+  bool WaitKeys(size_t n) {
+    std::unique_lock lock(mu_);
+    return changed_.wait_for(lock, std::chrono::seconds(60), [&] { return keys_.size() == n; });
+  }
+  int snapshots() {
+    std::lock_guard lock(mu_);
+    return snapshots_;
+  }
+  int largest() {
+    std::lock_guard lock(mu_);
+    return largest_;
+  }
+
+ private:
+  std::mutex mu_;
+  std::condition_variable changed_;
+  std::set<std::string> keys_;
+  int snapshots_ = 0, largest_ = 0;
+};
+
+TEST(ReporterTest, APoolThatNoMessageHoldsIsToldInParts) {
+  constexpr uint32_t kBlocks = 250'000;
+  MetricRegistry metrics;
+  auto pool =
+      BlockPool::Create({.layout = kLayout, .slots = kBlocks + 10, .policy = "lru", .metrics = &metrics})
+          .value();
+  const BlockKey root = RootKey("m", kLayout, "t", "none");
+  std::vector<BlockKey> keys;
+  for (uint32_t n = 0; n < kBlocks; ++n) {
+    BlockInfo info{.parent = root, .tokens = {static_cast<int32_t>(n)}};
+    std::memcpy(info.key.bytes.data(), &n, sizeof n);
+    keys.push_back(info.key);
+    auto slot = pool->Reserve(1).value();
+    pool->Publish(std::move(slot[0]), info);
+  }
+  FakeScheduler scheduler;
+  const RpcServer server = StartRpcServer("127.0.0.1:0", &scheduler).value();
+  ChannelCache channels;
+  {
+    Reporter::Options options;
+    options.scheduler = "127.0.0.1:" + std::to_string(server.port);
+    options.interval = absl::Milliseconds(10);
+    options.pool = pool.get();
+    options.fill = [](v1::WorkerReport&) {};
+    Reporter reporter(std::move(options), channels, metrics);
+    reporter.Start({});
+    // While the listing is under way, too: the last word on a block is what it is now.
+    pool->Erase(std::span(keys).first(1000));
+    pool->Erase(std::span(keys).last(1000));
+    EXPECT_TRUE(scheduler.WaitKeys(kBlocks - 2000));
+    EXPECT_EQ(scheduler.snapshots(), 1);
+    EXPECT_LT(scheduler.largest(), 150'000);
+  }
+  server.server->Shutdown();
+  server.server->Wait();
+}
+
+}  // namespace
+}  // namespace tidepool
