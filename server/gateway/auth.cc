@@ -75,4 +75,17 @@ std::string Authenticator::Salt(std::string_view tenant, std::string_view cache_
   return std::string(reinterpret_cast<const char*>(mac.data()), mac.size());
 }
 
+uint64_t Authenticator::Session(std::string_view tenant, std::string_view name) const {
+  if (name.empty()) return 0;
+  // No salt's message begins so: those begin with the length of a tenant's name.
+  std::string message("\xff\xff\xff\xff\xff\xff\xff\xffsession", 15);
+  for (uint64_t n = tenant.size(), i = 0; i < 8; ++i, n >>= 8) message += static_cast<char>(n & 0xff);
+  message += tenant;
+  message += name;
+  const Sha256Digest mac = HmacSha256(server_key_, message);
+  uint64_t out = 0;
+  for (int i = 0; i < 8; ++i) out = out << 8 | mac[static_cast<size_t>(i)];
+  return out == 0 ? 1 : out;
+}
+
 }  // namespace tidepool

@@ -37,6 +37,10 @@ class Authenticator {
   // cache_salt divides its own tenant's cache and can never reach another's.
   std::string Salt(std::string_view tenant, std::string_view cache_salt) const;
 
+  // A number for the conversation that this tenant calls `name`, from the same key: two tenants' never meet
+  // but by chance, and nothing but what is kept in the pool depends on it. 0: no name, no session.
+  uint64_t Session(std::string_view tenant, std::string_view name) const;
+
  private:
   struct Key {
     std::string sha256_hex;  // lower case

@@ -455,6 +455,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GrpcFront::Generate(grpc::Callba
   stream->Expect(read, std::move(plan));
   read.request.record = call.record;
   read.request.trace = call.record->trace();
+  read.request.session = std::string(Metadata(*context, "x-session-id"));
   stream->Attach(
       deps_.runner->Start(std::move(read.request), std::move(call.tenant), stream, TimeLeft(*context)));
   return reactor;

@@ -299,6 +299,9 @@ void HttpFront::Run(HttpCall call, InferenceRequest request, std::unique_ptr<Ans
   // Only lines of a batch come in with another class.
   request.request_class = call.request_class;
   request.metered = call.request_class == RequestClass::kOnline;
+  if (const std::string_view session = call.http.Header("x-session-id"); !session.empty()) {
+    request.session = std::string(session);
+  }
   auto answer =
       std::make_shared<HttpAnswer>(request, std::move(plan), std::move(encoder), call.id, call.writer);
   if (stream) {

@@ -76,7 +76,7 @@ constexpr KnownField kFields[] = {
 
     {"user", kBoth, kTaken},
     {"safety_identifier", kBoth, kTaken},
-    {"prompt_cache_key", kBoth, kTaken},  // requests are placed by what the pool holds
+    {"prompt_cache_key", kBoth, kServed},
 
     // OpenAI's.
     {"functions", kChat, kRefused, "", "use tools"},

@@ -270,7 +270,8 @@ absl::Status ReadLabels(const FieldReader& fields, InferenceRequest& out) {
   TP_RETURN_IF_ERROR(ReadMetadata(fields, out));
   TP_RETURN_IF_ERROR(fields.String("user", 4096).status());
   TP_RETURN_IF_ERROR(fields.String("safety_identifier", 64).status());
-  TP_RETURN_IF_ERROR(fields.String("prompt_cache_key", 4096).status());
+  TP_ASSIGN_OR_RETURN(auto session, fields.String("prompt_cache_key", 4096));
+  out.session = std::move(session).value_or("");
   TP_ASSIGN_OR_RETURN(auto id, fields.String("request_id", kRequestIdChars));
   if (id) {
     // It becomes a header.

@@ -36,6 +36,8 @@ class GatewayProbe {
   Counter& prompt_cached;
   Counter& generated;
   Counter& retries;
+  Counter& session_pins;         // of conversations that wait for a tool, on each worker
+  Counter& session_pins_failed;  // harmless: their blocks may be evicted sooner
   Counter& choices_cancelled;
   Gauge& running;
   Histogram& grammar_compile;

@@ -144,6 +144,7 @@ struct InferenceRequest {
   int32_t priority = 0;  // lower is served first, as in vLLM; inside the class
   TraceContext trace;    // the client's; the default one where it sent none
   std::string cache_salt;
+  std::string session;     // what the client calls the conversation by; "": nothing. A hint of what to keep
   std::string request_id;  // the client's own, where it gave one; takes X-Request-Id's place
   std::vector<std::pair<std::string, std::string>> metadata;
   std::string service_tier;  // auto, default; "": not asked for

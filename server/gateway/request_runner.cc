@@ -15,6 +15,7 @@
 #include "server/gateway/structured_output.h"
 #include "server/model/text/detokenizer.h"
 #include "server/model/text/stop_matcher.h"
+#include "tidepool/v1/kv.grpc.pb.h"
 
 namespace tidepool {
 namespace {
@@ -128,6 +129,9 @@ class RequestRunner::Request final : public ChoiceRun,
   void OnAttemptEnd(uint32_t attempt, const grpc::Status& status);
   void Retry();
   void SendFinish(std::function<void()> then);
+  // Keeps a conversation whose next turn may bring a tool's result. Not under mu_.
+  void PinSession();
+  void SendPin(const std::string& worker, absl::Duration ttl);
   bool Deliver(OutputDelta delta);
   void TimeTokens(size_t count);
   // For the access log: what became of this choice.
@@ -163,6 +167,10 @@ class RequestRunner::Request final : public ChoiceRun,
   bool admitted_ = false;
   uint32_t max_tokens_ = 0;
   std::string salt_;
+  uint64_t session_ = 0;
+  uint32_t turn_ = 0;                 // of a chat: how many messages its user has sent
+  bool offers_tools_ = false;         // of a chat: its answer may be a call
+  bool ends_in_tool_result_ = false;  // of a chat
   v1::Sampling sampling_;             // without its grammar, which is large and shared
   GrammarCompiler::Grammar grammar_;  // null: the answer is free
   v1::PlaceRequest place_;
@@ -173,6 +181,7 @@ class RequestRunner::Request final : public ChoiceRun,
   uint32_t delivered_ = 0;
   size_t scores_ = 0;  // of the prompt, taken
   std::string decode_worker_;
+  std::vector<std::string> workers_;  // host:port of those that hold the KV
   RequestTrace trace_;
   absl::Time first_token_, last_token_;
   std::atomic<bool> waiting_{true};
@@ -363,6 +372,10 @@ std::optional<ApiError> RequestRunner::Request::Tokenise() {
   } else {
     absl::StatusOr<std::vector<int32_t>> ids_of_text;
     if (const auto* chat = std::get_if<ChatInput>(&request_.input)) {
+      turn_ = static_cast<uint32_t>(std::ranges::count_if(
+          chat->messages, [](const OrderedJson& m) { return m.value("role", "") == "user"; }));
+      ends_in_tool_result_ = !chat->messages.empty() && chat->messages.back().value("role", "") == "tool";
+      offers_tools_ = !chat->tools.empty();
       auto prompt = deps_.text->Render(*chat);
       if (!prompt.ok()) {
         return MakeError(errors::kChatTemplate, std::string(prompt.status().message()), "messages");
@@ -556,13 +569,15 @@ void RequestRunner::Request::MakeBadWords(uint32_t vocab) {
 
 void RequestRunner::Request::MakeKeys(const v1::ModelIdentity& model) {
   salt_ = deps_.auth->Salt(tenant_, request_.cache_salt);
+  session_ = deps_.auth->Session(tenant_, request_.session);
+  if (session_ != 0) runner_.session_pins_.TurnBegins(session_, ends_in_tool_result_, deps_.clock->Now());
   BlockLayout layout;
   layout.layers = model.layers();
   layout.kv_heads = model.kv_heads();
   layout.head_dim = model.head_dim();
   layout.block_tokens = model.block_tokens();
   layout.dtype = static_cast<DType>(model.kv_dtype());
-  const BlockKey root = RootKey(model.fingerprint(), layout, salt_);
+  const BlockKey root = RootKey(model.fingerprint(), layout, salt_, model.kv_codec());
   for (const BlockKey& key : BlockKeys(root, admission_.prompt_ids, layout.block_tokens)) {
     place_.add_keys(key.bytes.data(), key.bytes.size());
   }
@@ -659,6 +674,8 @@ void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
   gaps_.clear();
   trace_.path.Clear();
   decode_worker_ = placement.decode().worker_id();
+  workers_ = {placement.decode().grpc()};
+  if (placement.has_prefill()) workers_.push_back(placement.prefill().grpc());
 
   auto context = NewCall(absl::InfiniteDuration());
   if (context == nullptr) return;
@@ -679,6 +696,8 @@ void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
   if (grammar_) message.mutable_sampling()->set_grammar(grammar_->bytes());
   message.set_request_class(batch_class() ? v1::REQUEST_CLASS_BATCH : v1::REQUEST_CLASS_ONLINE);
   message.set_priority(request_.priority);
+  message.set_session(session_);
+  if (session_ != 0) message.set_turn(turn_);
   if (request_.pooling != Pooling::kNone) {
     message.set_pooling(request_.pooling == Pooling::kMean ? v1::POOLING_MEAN : v1::POOLING_LAST);
     message.set_normalize(request_.normalize);
@@ -876,6 +895,35 @@ void RequestRunner::Request::SendFinish(std::function<void()> then) {
       });
 }
 
+void RequestRunner::Request::PinSession() {
+  const absl::Duration ttl = runner_.session_pins_.TurnEnded(session_, deps_.clock->Now());
+  if (ttl <= absl::ZeroDuration()) return;
+  for (const std::string& worker : workers_) SendPin(worker, ttl);
+}
+
+void RequestRunner::Request::SendPin(const std::string& worker, absl::Duration ttl) {
+  struct Call {
+    grpc::ClientContext context;
+    std::unique_ptr<v1::Kv::Stub> stub;
+    v1::KvPinRequest request;
+    v1::KvPinReply reply;
+  };
+  auto call = std::make_shared<Call>();
+  AddClusterToken(call->context, deps_.config->cluster.token);
+  AddTrace(call->context, request_.trace);
+  SetTimeout(call->context, kFinishTimeout);
+  call->stub = v1::Kv::NewStub(deps_.channels->Get(worker));
+  call->request.mutable_blocks()->set_session(session_);
+  call->request.set_ttl_seconds(absl::ToDoubleSeconds(ttl));
+  // Holding the request keeps the runner's Shutdown waiting until the call is over.
+  call->stub->async()->Pin(&call->context, &call->request, &call->reply,
+                           [self = shared_from_this(), call](const grpc::Status& s) {
+                             GatewayProbe& probe = *self->deps_.probe;
+                             (s.ok() ? probe.session_pins : probe.session_pins_failed).Add();
+                             if (!s.ok()) spdlog::debug("{}: pin: {}", self->log_name_, s.error_message());
+                           });
+}
+
 void RequestRunner::Request::Fail(ApiError error) { Done(std::move(error)); }
 
 void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
@@ -948,6 +996,7 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
   if (end != nullptr) sink_->OnChoiceEnd(0, *end, outcome.usage);
   sink_->OnDone(outcome);
   if (placed_) SendFinish(nullptr);
+  if (end != nullptr && session_ != 0 && offers_tools_) PinSession();
   runner_.changed_.notify_all();
 }
 

@@ -19,6 +19,7 @@
 #include "server/gateway/generation_defaults.h"
 #include "server/gateway/probe.h"
 #include "server/gateway/request.h"
+#include "server/gateway/session_pins.h"
 #include "server/gateway/tenant_limits.h"
 #include "server/gateway/text_model.h"
 #include "server/gateway/work_pool.h"
@@ -208,6 +209,7 @@ class RequestRunner {
   const Dependencies deps_;
   std::atomic<bool> draining_{false};
   std::atomic<uint64_t> next_seed_;
+  SessionPins session_pins_;
   // Mean of the gaps between online tokens, the last few dozen; updates that race may lose one.
   std::atomic<double> online_gap_seconds_{0};
   std::atomic<int64_t> online_gap_at_ns_{0};

@@ -469,8 +469,11 @@ absl::Status Conversion::ReadLogprobs() {
 
 absl::Status Conversion::ReadHints() {
   for (const char* field : {"user", "safety_identifier", "prompt_cache_key"}) {
-    // For the client's own bookkeeping; prefixes find each other without a key.
+    // For the client's own bookkeeping.
     TP_RETURN_IF_ERROR(fields_.String(field, kHintChars).status());
+  }
+  if (const OrderedJson* key = fields_.Find("prompt_cache_key"); key != nullptr && key->is_string()) {
+    chat_["prompt_cache_key"] = *key;
   }
   if (const OrderedJson* tier = fields_.Find("service_tier");
       tier != nullptr && *tier != "auto" && *tier != "default") {

@@ -40,6 +40,19 @@ TEST(AuthTest, RefusesAKeyInPlainText) {
   EXPECT_FALSE(Authenticator::Create(config).ok());
 }
 
+TEST(AuthTest, SessionsOfTwoTenantsNeverMeet) {
+  GatewayConfig config;
+  config.server_key = "key";
+  const auto auth = Authenticator::Create(config);
+  ASSERT_TRUE(auth.ok()) << auth.status();
+  const std::set<uint64_t> sessions = {(*auth)->Session("a", "x"), (*auth)->Session("b", "x"),
+                                       (*auth)->Session("a", "y"), (*auth)->Session("ax", "y"),
+                                       (*auth)->Session("a", "xy")};
+  EXPECT_EQ(sessions.size(), 5u);
+  EXPECT_EQ((*auth)->Session("a", "x"), (*auth)->Session("a", "x"));
+  EXPECT_EQ((*auth)->Session("a", ""), 0u);
+}
+
 TEST(AuthTest, SaltsNeverMeetAcrossTenants) {
   const auto auth = Authenticator::Create(WithKeys());
   ASSERT_TRUE(auth.ok());

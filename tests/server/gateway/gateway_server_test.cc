@@ -136,7 +136,7 @@ TEST_F(GatewayTest, AnswersAChat) {
 
   // The keys that the scheduler got are those of the blocks that the worker will seal.
   BlockLayout layout{2, 1, 4, 4, DType::kBF16};
-  const BlockKey root = RootKey("0123456789abcdef0123", layout, request.salt());
+  const BlockKey root = RootKey("0123456789abcdef0123", layout, request.salt(), "");
   const std::vector<int32_t> tokens(request.prompt().begin(), request.prompt().end());
   const auto keys = BlockKeys(root, tokens, 4);
   const auto place = scheduler_.places()[0];
