@@ -315,13 +315,14 @@ int RunServe(const Texts& texts, BenchServeOptions options) {
 }  // namespace
 
 void AddBenchCommand(CLI::App& app, Command& run) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure a server");
+  CLI::App* bench = app.add_subcommand("bench", "Measure a server, or how KV moves on this machine");
   bench->require_subcommand(1);
   CLI::App* serve = bench->add_subcommand(
       "serve",
       "Open-loop load against any OpenAI-compatible endpoint. Latencies count from the planned start.\n"
       "Exit code 0: all answered or refused for load (429, 503); 1: a request failed, none succeeded, or it\n"
       "was interrupted; 2: usage.");
+  AddBenchKvCommand(*bench, run);
   const auto options = std::make_shared<BenchServeOptions>();
   const auto texts = std::make_shared<Texts>();
   AddTargetFlags(*serve, *options, *texts);

@@ -21,7 +21,8 @@ const std::map<std::string, ConfigRole>& Roles() {
   static const std::map<std::string, ConfigRole> roles = {{"serve", ConfigRole::kServe},
                                                           {"gateway", ConfigRole::kGateway},
                                                           {"scheduler", ConfigRole::kScheduler},
-                                                          {"worker", ConfigRole::kWorker}};
+                                                          {"worker", ConfigRole::kWorker},
+                                                          {"store", ConfigRole::kStore}};
   return roles;
 }
 
@@ -46,8 +47,8 @@ void AddCheckConfigCommand(CLI::App& app, Command& run) {
   CLI::App* command = app.add_subcommand("check-config", "Check the configuration and end");
   const auto flags = ConfigFlags::AddTo(*command);
   const auto options = std::make_shared<Options>();
-  command->add_option("--for", options->role, "For which role: serve, gateway, scheduler, worker")
-      ->check(CLI::IsMember({"serve", "gateway", "scheduler", "worker"}))
+  command->add_option("--for", options->role, "For which role: serve, gateway, scheduler, worker, store")
+      ->check(CLI::IsMember({"serve", "gateway", "scheduler", "worker", "store"}))
       ->type_name("ROLE");
   command->add_flag("--effective", options->effective, "Print every value and where it came from");
   command->add_option("-o,--output", options->output, "table or json")

@@ -13,10 +13,11 @@ namespace tidepool {
 using Command = std::function<int()>;
 
 void AddServeCommand(CLI::App& app, Command& run);
-void AddRoleCommands(CLI::App& app, Command& run);  // gateway, scheduler, worker
+void AddRoleCommands(CLI::App& app, Command& run);  // gateway, scheduler, worker, store
 void AddCtlCommand(CLI::App& app, Command& run);
 void AddCheckConfigCommand(CLI::App& app, Command& run);
 void AddBenchCommand(CLI::App& app, Command& run);
+void AddBenchKvCommand(CLI::App& bench, Command& run);  // of AddBenchCommand
 void AddDoctorCommand(CLI::App& app, Command& run);
 void AddKeyCommand(CLI::App& app, Command& run);
 void AddModelCommand(CLI::App& app, Command& run);

@@ -51,6 +51,15 @@ std::shared_ptr<ConfigFlags> ConfigFlags::AddTo(CLI::App& app) {
     option->type_name("")->take_last();
     option->group(field.common ? "Configuration, most used" : "");
   }
+  for (const RenamedField& renamed : RenamedFields()) {
+    const std::string old_flag = Field{.path = renamed.old_path}.flag();
+    const std::string now = FindField(renamed.path)->flag();
+    app.add_option_function<std::string>(old_flag,
+                                         [old_flag, now](const std::string&) {
+                                           throw CLI::ValidationError(old_flag, "is now called " + now);
+                                         })
+        ->group("");
+  }
   return flags;
 }
 

@@ -11,137 +11,31 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "config/address.h"
+#include "absl/time/time.h"
+#include "base/status.h"
 #include "server/cli/commands.h"
 #include "server/cli/config_flags.h"
+#include "server/cli/ctl_client.h"
+#include "server/cli/ctl_kv.h"
 #include "server/cli/output.h"
 #include "server/cli/runtime_file.h"
-#include "server/rpc/rpc.h"
-#include "tidepool/v1/cluster.grpc.pb.h"
 
 namespace tidepool {
 namespace {
 
 using nlohmann::ordered_json;
 
-struct Options {
-  std::string scheduler;
-  std::string timeout = "5s";
-  std::string output = "table";
+struct Options : CtlOptions {
   std::string argument;  // of the subcommand
+  bool evacuate = false;
+  std::string evacuate_time = "30s";
 };
-
-// Where to call and with which token.
-struct Target {
-  std::string scheduler;
-  std::string token;
-  absl::Duration timeout;
-  std::vector<ChildStatus> children;  // of a `serve` on this machine; empty for a cluster
-};
-
-absl::StatusOr<Target> FindTarget(const Options& options, const LoadedConfig& loaded) {
-  Target target;
-  target.token = loaded.config.cluster.token;
-  if (!absl::ParseDuration(options.timeout, &target.timeout) || target.timeout <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--timeout '", options.timeout, "' is not a duration; write 5s"));
-  }
-  if (!options.scheduler.empty() || !loaded.IsDefault("cluster.scheduler")) {
-    target.scheduler = options.scheduler.empty() ? loaded.config.cluster.scheduler : options.scheduler;
-    TP_RETURN_IF_ERROR(Annotate(ParseHostPort(target.scheduler).status(), "--scheduler"));
-    return target;
-  }
-  std::vector<ServeRuntime> running = ListRuntimes();
-  if (running.empty()) {
-    return absl::UnavailableError("no `tidepool serve` of this user runs here; give --scheduler HOST:PORT");
-  }
-  if (running.size() > 1) {
-    const auto name = [](std::string* out, const ServeRuntime& r) {
-      absl::StrAppend(out, r.scheduler, " (process ", r.pid, ")");
-    };
-    return absl::InvalidArgumentError(
-        "several `tidepool serve` run here; choose with --scheduler and "
-        "TIDEPOOL_CLUSTER_TOKEN: " +
-        absl::StrJoin(running, ", ", name));
-  }
-  if (running[0].scheduler.empty())
-    return absl::UnavailableError("`tidepool serve` is still starting its scheduler");
-  target.scheduler = running[0].scheduler;
-  target.token = running[0].token;
-  target.children = std::move(running[0].children);
-  return target;
-}
-
-// Client: the calls of ctl, each with the token and a deadline.
-class Client {
- public:
-  explicit Client(Target target) : target_(std::move(target)) {}
-
-  absl::StatusOr<v1::ClusterReply> Cluster() {
-    const auto stub = v1::Scheduler::NewStub(channels_.Get(target_.scheduler));
-    return Call<v1::ClusterReply>(target_.scheduler,
-                                  [&](grpc::ClientContext* context, v1::ClusterReply* reply) {
-                                    return stub->Cluster(context, v1::ClusterRequest(), reply);
-                                  });
-  }
-  absl::StatusOr<v1::ExplainReply> Explain(const v1::PlaceRequest& request) {
-    const auto stub = v1::Scheduler::NewStub(channels_.Get(target_.scheduler));
-    return Call<v1::ExplainReply>(target_.scheduler,
-                                  [&](grpc::ClientContext* context, v1::ExplainReply* reply) {
-                                    return stub->Explain(context, request, reply);
-                                  });
-  }
-  absl::StatusOr<v1::DescribeReply> Describe(const v1::WorkerAddress& worker) {
-    const auto stub = v1::Worker::NewStub(channels_.Get(worker.grpc()));
-    return Call<v1::DescribeReply>(worker.worker_id(),
-                                   [&](grpc::ClientContext* context, v1::DescribeReply* reply) {
-                                     return stub->Describe(context, v1::DescribeRequest(), reply);
-                                   });
-  }
-  absl::Status Drain(const v1::WorkerAddress& worker) {
-    const auto stub = v1::Worker::NewStub(channels_.Get(worker.grpc()));
-    return Call<v1::DrainReply>(worker.worker_id(),
-                                [&](grpc::ClientContext* context, v1::DrainReply* reply) {
-                                  return stub->Drain(context, v1::DrainRequest(), reply);
-                                })
-        .status();
-  }
-  const Target& target() const { return target_; }
-
- private:
-  template <typename Reply, typename Rpc>
-  absl::StatusOr<Reply> Call(const std::string& peer, Rpc rpc) {
-    grpc::ClientContext context;
-    AddClusterToken(context, target_.token);
-    SetTimeout(context, target_.timeout);
-    Reply reply;
-    TP_RETURN_IF_ERROR(Annotate(FromGrpc(rpc(&context, &reply)), peer));
-    return reply;
-  }
-
-  const Target target_;
-  ChannelCache channels_;
-};
-
-const char* RoleName(v1::Role role) {
-  switch (role) {
-    case v1::ROLE_PREFILL:
-      return "prefill";
-    case v1::ROLE_DECODE:
-      return "decode";
-    case v1::ROLE_BOTH:
-      return "both";
-    default:
-      return "unknown";
-  }
-}
 
 ordered_json WorkerRows(const v1::ClusterReply& cluster) {
   ordered_json rows = ordered_json::array();
   for (const v1::WorkerView& worker : cluster.workers()) {
     rows.push_back({{"worker", worker.address().worker_id()},
-                    {"role", RoleName(worker.role())},
+                    {"role", CtlRoleName(worker.role())},
                     {"state", worker.state()},
                     {"grpc", worker.address().grpc()},
                     {"pid", worker.address().pid()},
@@ -155,20 +49,12 @@ ordered_json WorkerRows(const v1::ClusterReply& cluster) {
   return rows;
 }
 
-void Print(const Options& options, const ordered_json& rows) {
-  if (options.output == "json") {
-    PrintJson(rows);
-  } else {
-    std::fputs(FormatTable(rows).c_str(), stdout);
-  }
-}
-
-absl::Status Status(Client& client, const Options& options) {
+absl::Status Status(CtlClient& client, const Options& options) {
   TP_ASSIGN_OR_RETURN(const v1::ClusterReply cluster, client.Cluster());
   std::map<std::string, int> states;
   uint64_t running = 0, waiting = 0;
   for (const v1::WorkerView& worker : cluster.workers()) {
-    ++states[absl::StrCat(RoleName(worker.role()), " ", worker.state())];
+    ++states[absl::StrCat(CtlRoleName(worker.role()), " ", worker.state())];
     running += worker.running();
     waiting += worker.waiting();
   }
@@ -204,20 +90,20 @@ absl::Status Status(Client& client, const Options& options) {
   return absl::OkStatus();
 }
 
-absl::Status Workers(Client& client, const Options& options) {
+absl::Status Workers(CtlClient& client, const Options& options) {
   TP_ASSIGN_OR_RETURN(const v1::ClusterReply cluster, client.Cluster());
-  Print(options, WorkerRows(cluster));
+  CtlPrint(options, WorkerRows(cluster));
   return absl::OkStatus();
 }
 
-absl::Status Kv(Client& client, const Options& options) {
+absl::Status Kv(CtlClient& client, const Options& options) {
   TP_ASSIGN_OR_RETURN(const v1::ClusterReply cluster, client.Cluster());
   ordered_json rows = ordered_json::array();
   for (const v1::WorkerView& worker : cluster.workers()) {
     if (worker.state() == "lost") continue;  // nobody to ask
     TP_ASSIGN_OR_RETURN(const v1::DescribeReply pool, client.Describe(worker.address()));
     rows.push_back({{"worker", worker.address().worker_id()},
-                    {"role", RoleName(worker.role())},
+                    {"role", CtlRoleName(worker.role())},
                     {"slots_total", pool.slots_total()},
                     {"slots_free", pool.slots_free()},
                     {"slots_leased", pool.slots_leased()},
@@ -226,19 +112,56 @@ absl::Status Kv(Client& client, const Options& options) {
                     {"indexed_blocks", worker.indexed_blocks()},
                     {"offers", pool.offers()}});
   }
-  Print(options, rows);
+  CtlPrint(options, rows);
   return absl::OkStatus();
 }
 
-absl::Status Drain(Client& client, const Options& options) {
-  TP_ASSIGN_OR_RETURN(const v1::ClusterReply cluster, client.Cluster());
-  std::vector<std::string> known;
-  for (const v1::WorkerView& worker : cluster.workers()) {
-    if (worker.address().worker_id() == options.argument) return client.Drain(worker.address());
-    known.push_back(worker.address().worker_id());
+// Copies what only this worker holds to others, as far as the time goes, and says how it goes on.
+absl::Status Evacuate(CtlClient& client, const Options& options) {
+  v1::EvacuateRequest request;
+  request.set_worker_id(options.argument);
+  absl::Duration limit;
+  if (!absl::ParseDuration(options.evacuate_time, &limit) || limit <= absl::ZeroDuration() ||
+      limit > absl::Hours(1)) {
+    return absl::InvalidArgumentError(absl::StrCat("--evacuate-time '", options.evacuate_time,
+                                                   "' is no duration of at most 1h; write 30s"));
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("no worker '", options.argument, "'; there are: ", absl::StrJoin(known, ", ")));
+  request.set_max_seconds(absl::ToDoubleSeconds(limit));
+  v1::ReplicateProgress last;
+  const absl::Status status = client.Stream<v1::Scheduler, v1::ReplicateProgress>(
+      client.target().scheduler, client.target().scheduler, &v1::Scheduler::Stub::Evacuate, request,
+      limit + client.target().wait, [&](const v1::ReplicateProgress& progress) {
+        last = progress;
+        PrintProgress("evacuate", progress.copied(), progress.skipped(), progress.total(), progress.bytes());
+        return true;
+      });
+  EndProgress();
+  TP_RETURN_IF_ERROR(status);
+  if (options.output == "json") {
+    PrintJson({{"worker", options.argument},
+               {"blocks", last.total()},
+               {"copied", last.copied()},
+               {"skipped", last.skipped()},
+               {"bytes", last.bytes()},
+               {"seconds", last.seconds()},
+               {"note", last.note()}});
+  } else {
+    std::printf("%s: %u of %u blocks copied to others%s%s\n", options.argument.c_str(), last.copied(),
+                last.total(), last.note().empty() ? "" : "; skipped ones: ", last.note().c_str());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Drain(CtlClient& client, const Options& options) {
+  TP_ASSIGN_OR_RETURN(const v1::ClusterReply cluster, client.Cluster());
+  TP_ASSIGN_OR_RETURN(const v1::WorkerView worker, FindWorker(cluster, options.argument));
+  if (options.evacuate) {
+    const absl::Status status = Evacuate(client, options);
+    // Nobody to take the blocks is no reason to keep a worker: losing them costs time only.
+    if (!status.ok() && !absl::IsResourceExhausted(status)) return status;
+    if (!status.ok()) std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  }
+  return client.Drain(worker.address());
 }
 
 // {"prompt_tokens": 512, "max_tokens": 64, "keys": ["<64 hex digits>", ...], "tenant": "default"}
@@ -280,7 +203,7 @@ absl::StatusOr<v1::PlaceRequest> ReadPlaceRequest(const std::string& file) {
   return request;
 }
 
-absl::Status Explain(Client& client, const Options& options) {
+absl::Status Explain(CtlClient& client, const Options& options) {
   TP_ASSIGN_OR_RETURN(const v1::PlaceRequest request, ReadPlaceRequest(options.argument));
   TP_ASSIGN_OR_RETURN(const v1::ExplainReply reply, client.Explain(request));
   ordered_json candidates = ordered_json::array();
@@ -308,7 +231,7 @@ absl::Status Explain(Client& client, const Options& options) {
   return absl::OkStatus();
 }
 
-absl::Status ReloadConfig(Client& client, const Options& options) {
+absl::Status ReloadConfig(CtlClient& client, const Options& options) {
   ordered_json rows = ordered_json::array();
   for (const ChildStatus& child : client.target().children) {
     if (child.name != "gateway" || child.pid <= 0) continue;
@@ -322,14 +245,14 @@ absl::Status ReloadConfig(Client& client, const Options& options) {
     return absl::UnavailableError(
         "no gateway of a `tidepool serve` of this user runs here; send SIGHUP to the gateway's process");
   }
-  Print(options, rows);
+  CtlPrint(options, rows);
   if (options.output != "json") {
     std::puts("The gateway's log and tidepool_config_reloads_total say what became of it.");
   }
   return absl::OkStatus();
 }
 
-using Action = absl::Status (*)(Client&, const Options&);
+using Action = absl::Status (*)(CtlClient&, const Options&);
 
 }  // namespace
 
@@ -341,19 +264,21 @@ void AddCtlCommand(CLI::App& app, Command& run) {
                   "HOST:PORT; default: TIDEPOOL_CLUSTER_SCHEDULER, else the `tidepool serve` of this user")
       ->type_name("");
   ctl->add_option("--timeout", options->timeout, "Of one call [5s]")->type_name("");
+  ctl->add_option("--wait", options->wait, "Of one long operation [10m]")->type_name("");
   ctl->add_option("-o,--output", options->output, "table or json")->check(CLI::IsMember({"table", "json"}));
   ctl->fallthrough();
   const auto add = [&run, options](CLI::App* parent, const std::string& name, const std::string& help,
                                    Action action) {
     CLI::App* command = parent->add_subcommand(name, help);
     command->fallthrough();
-    command->callback([&run, options, action] {
+    command->callback([&run, options, action, command] {
+      if (!command->get_subcommands().empty()) return;  // one of those is meant
       run = [=]() -> int {
         const auto loaded = LoadConfig({});
         if (!loaded.ok()) return ReportError(loaded.status());
-        auto target = FindTarget(*options, *loaded);
+        auto target = FindCtlTarget(*options, *loaded);
         if (!target.ok()) return ReportError(target.status());
-        Client client(*std::move(target));
+        CtlClient client(*std::move(target));
         return ReportError(action(client, *options));
       };
     });
@@ -361,9 +286,13 @@ void AddCtlCommand(CLI::App& app, Command& run) {
   };
   add(ctl, "status", "Model, workers by state, processes", Status);
   add(ctl, "workers", "Every worker with its load", Workers);
-  add(ctl, "kv", "Every worker's pool of KV blocks", Kv);
+  CLI::App* kv = add(ctl, "kv", "Every worker's pool of KV blocks, and orders about it", Kv);
+  AddCtlKvCommands(*kv, options, run);
   CLI::App* drain = add(ctl, "drain", "A worker refuses new requests and finishes those it has", Drain);
   drain->add_option("WORKER", options->argument, "As `ctl workers` names it")->required()->type_name("");
+  drain->add_flag("--evacuate", options->evacuate,
+                  "First copy blocks that only it holds to others, the most used ones first");
+  drain->add_option("--evacuate-time", options->evacuate_time, "At most so long [30s]")->type_name("");
   CLI::App* config = ctl->add_subcommand("config", "Configuration of what runs");
   config->require_subcommand(1)->fallthrough();
   add(config, "reload", "The gateway reads keys, limits and certificates again", ReloadConfig);

@@ -1,23 +1,22 @@
 #include "server/cli/doctor.h"
 
-#include <ifaddrs.h>
 #include <netdb.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <set>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "config/address.h"
+#include "server/cli/doctor_checks.h"
+#include "transport/socket_address.h"
 
 namespace tidepool {
 namespace {
@@ -25,16 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr uint64_t kMiB = 1 << 20;
-
-Finding Ok(std::string check, std::string detail) {
-  return {std::move(check), Finding::kOk, std::move(detail)};
-}
-Finding Warn(std::string check, std::string detail) {
-  return {std::move(check), Finding::kWarn, std::move(detail)};
-}
-Finding Fail(std::string check, std::string detail) {
-  return {std::move(check), Finding::kFail, std::move(detail)};
-}
 
 std::string Mib(uint64_t bytes) { return absl::StrCat(bytes / kMiB, " MiB"); }
 
@@ -132,6 +121,14 @@ Finding CheckPort(const std::string& name, const std::string& text) {
   return Fail("port", absl::StrCat(name, " ", text, ": ", why, "; choose another or stop who has it"));
 }
 
+Finding CheckTransportPort(const TransportConfig& transport) {
+  if (transport.port == 0) return Ok("port", "transport.port is any free one; a firewall wants a fixed one");
+  const auto host = FirstAddressOf(transport.net_devices);
+  if (!host.ok()) return Fail("port", "transport.port: " + std::string(host.status().message()));
+  const bool v6 = host->find(':') != std::string::npos;
+  return CheckPort("transport.port", absl::StrCat(v6 ? "[" : "", *host, v6 ? "]:" : ":", transport.port));
+}
+
 Finding CheckOpenFiles(const Config& config) {
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
@@ -142,53 +139,6 @@ Finding CheckOpenFiles(const Config& config) {
   return limit.rlim_cur >= needed
              ? Ok("nofile", detail)
              : Warn("nofile", detail + "; raise `ulimit -n` or lower gateway.max_connections");
-}
-
-Finding CheckMemlock(const Config& config) {
-  rlimit limit{};
-  getrlimit(RLIMIT_MEMLOCK, &limit);
-  if (limit.rlim_cur == RLIM_INFINITY) return Ok("memlock", "unlimited");
-  const std::string detail = Mib(limit.rlim_cur) + " may be locked";
-  // TCP and shared memory lock nothing; InfiniBand registers (and so locks) the whole pool.
-  const bool rdma = absl::StrCat(",", config.transport.tls, ",").find(",rc") != std::string::npos;
-  if (rdma && limit.rlim_cur < config.kv.host_bytes) {
-    return Fail("memlock",
-                detail + ", RDMA needs kv.host_bytes; set LimitMEMLOCK=infinity or `ulimit -l unlimited`");
-  }
-  return Ok("memlock", detail + "; without RDMA nothing is");
-}
-
-Finding CheckSharedMemory(const Config& config) {
-  const std::string tls = absl::StrCat(",", config.transport.tls, ",");
-  if (tls.find(",posix,") == std::string::npos) return Ok("shm", "not used by transport.tls");
-  struct statvfs fs {};
-  if (statvfs("/dev/shm", &fs) != 0) {
-    return Warn("shm", absl::StrCat("/dev/shm: ", std::strerror(errno), "; KV blocks then go over TCP"));
-  }
-  const uint64_t free = uint64_t{fs.f_bavail} * fs.f_frsize;
-  // UCX's receive rings, a few MiB a pair of processes.
-  const std::string detail = Mib(free) + " free in /dev/shm";
-  return free >= 32 * kMiB ? Ok("shm", detail) : Warn("shm", detail + "; mount it with 64 MiB or more");
-}
-
-Finding CheckInterfaces(const Config& config) {
-  ifaddrs* list = nullptr;
-  std::set<std::string> known;
-  if (getifaddrs(&list) == 0) {
-    for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next)
-      known.insert(entry->ifa_name);
-    freeifaddrs(list);
-  }
-  std::vector<std::string> missing;
-  for (const std::string& device :
-       std::vector<std::string>(absl::StrSplit(config.transport.net_devices, ',', absl::SkipEmpty()))) {
-    // mlx5_0:1 and the like are no network interfaces.
-    if (device != "all" && device.find(':') == std::string::npos && known.count(device) == 0)
-      missing.push_back(device);
-  }
-  if (missing.empty()) return Ok("interfaces", config.transport.net_devices);
-  return Fail("interfaces", absl::StrCat("transport.net_devices names ", absl::StrJoin(missing, ", "),
-                                         "; there are ", absl::StrJoin(known, ", ")));
 }
 
 }  // namespace
@@ -202,10 +152,17 @@ std::vector<Finding> Diagnose(const Config& config) {
   for (Finding& finding : CheckModel(config.model)) out.push_back(std::move(finding));
   out.push_back(CheckPort("gateway.http_listen", config.gateway.http_listen));
   out.push_back(CheckPort("gateway.grpc_listen", config.gateway.grpc_listen));
-  out.push_back(CheckInterfaces(config));
+  if (!config.gateway.metrics_listen.empty()) {
+    out.push_back(CheckPort("gateway.metrics_listen", config.gateway.metrics_listen));
+  }
+  out.push_back(CheckTransportPort(config.transport));
+  for (std::vector<Finding> found : {DiagnoseTransport(config.transport),
+                                     DiagnoseMemory(config),
+                                     DiagnoseClock(),
+                                     {DiagnoseDisk(config.kv)}}) {
+    for (Finding& finding : found) out.push_back(std::move(finding));
+  }
   out.push_back(CheckOpenFiles(config));
-  out.push_back(CheckMemlock(config));
-  out.push_back(CheckSharedMemory(config));
   return out;
 }
 

@@ -15,8 +15,9 @@ struct Finding {
   std::string detail;  // what was found; where not fine, what to do
 };
 
-// Looks at CPU, memory, limits, ports, interfaces and the model directory, for `serve` with this
-// configuration. Ports are bound and released again. Nothing is changed.
+// Looks at CPU, memory, limits, ports, transports, clocks, disk and the model directory, for `serve` with
+// this configuration: what takes less than a second. Ports are bound and released again. Nothing is changed.
+// (doctor_checks.h has what takes longer or needs others.)
 std::vector<Finding> Diagnose(const Config& config);
 
 const char* LevelName(Finding::Level level);

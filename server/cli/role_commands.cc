@@ -1,4 +1,4 @@
-// `tidepool scheduler | worker | gateway`: one role in this process.
+// `tidepool scheduler | worker | gateway | store`: one role in this process.
 #include <sched.h>
 #include <unistd.h>
 
@@ -13,6 +13,7 @@
 #include "server/cli/role_process.h"
 #include "server/gateway/gateway_server.h"
 #include "server/http/admin_server.h"
+#include "server/kv/store_server.h"
 #include "server/scheduler/scheduler_server.h"
 #include "server/worker/worker.h"
 
@@ -110,6 +111,27 @@ absl::StatusOr<RunningRole> StartGateway(const Config& config) {
   return running;
 }
 
+struct StoreParts {
+  MetricRegistry metrics;
+  std::unique_ptr<StoreServer> server;
+};
+
+absl::StatusOr<RunningRole> StartStore(const Config& config) {
+  auto parts = std::make_shared<StoreParts>();
+  TP_ASSIGN_OR_RETURN(parts->server, StoreServer::Start(config, parts->metrics));
+  StoreServer* server = parts->server.get();
+  RunningRole running;
+  running.ready = [server] { return server->ready(); };
+  running.begin_drain = [server] { server->BeginDrain(); };
+  running.shutdown = [parts](absl::Duration grace) { parts->server->Shutdown(grace); };
+  running.info = {{"role", "store"},
+                  {"pid", absl::StrCat(getpid())},
+                  {"id", server->id()},
+                  {"grpc", Bound(config.store.listen, server->port())},
+                  {"http", Bound(config.store.metrics_listen, server->metrics_port())}};
+  return running;
+}
+
 using StartRole = absl::StatusOr<RunningRole> (*)(const Config&);
 
 void AddRole(CLI::App& app, Command& run, const std::string& name, const std::string& help,
@@ -139,6 +161,8 @@ void AddRoleCommands(CLI::App& app, Command& run) {
           ConfigRole::kScheduler, StartScheduler);
   AddRole(app, run, "worker", "Computes: --role prefill, decode or both", ConfigRole::kWorker,
           [](const Config& config) { return StartWorker(config); });
+  AddRole(app, run, "store", "Holds KV blocks for the workers: memory and disk without a model",
+          ConfigRole::kStore, StartStore);
 }
 
 }  // namespace tidepool

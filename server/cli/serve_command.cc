@@ -128,7 +128,7 @@ std::vector<ChildSpec> Children(const LoadedConfig& loaded) {
   const auto know_scheduler = [](Env& env, const Ready& ready) {
     env[FindField("cluster.scheduler")->env()] = Learned(ready, "scheduler", "grpc");
   };
-  return {
+  std::vector<ChildSpec> children = {
       child("scheduler", 0, {"scheduler"},
             [keep](Env& env, const Ready& ready) {
               keep(env, ready, "scheduler", "grpc", "scheduler.listen");
@@ -144,6 +144,11 @@ std::vector<ChildSpec> Children(const LoadedConfig& loaded) {
               keep(env, ready, "gateway", "metrics", "gateway.metrics_listen");
             }),
   };
+  // Beside the workers: it waits for the first of them to say which model is served.
+  if (loaded.config.serve.store) {
+    children.insert(children.end() - 1, child("store", 1, {"store"}, know_scheduler));
+  }
+  return children;
 }
 
 const ChildStatus* Find(const std::vector<ChildStatus>& children, std::string_view name) {
