@@ -1036,8 +1036,211 @@ def batch():
         put("batch", name, content)
 
 
+# ---- kv_codec
+
+
+def kv_codec():
+    """[shape byte | payload]; with 0x40 in the shape the target itself repairs header and checksum, so zeros do.
+
+    Valid streams of the entropy coder, `encoded_*`, come from the encoder and are not written here.
+    """
+    # (layers, kv_heads, head_dim, block_tokens, bytes of a number), as in the target.
+    layouts = [(1, 1, 16, 32, 2), (2, 2, 8, 16, 4), (2, 1, 5, 33, 2), (1, 1, 1, 1, 2), (3, 2, 20, 7, 2), (1, 1, 64, 64, 2)]
+    codecs = ["none", "int8", "fp8", "int4", "cachegen-1", "cachegen-2", "cachegen-3", "cachegen"]
+
+    def shape(layout, codec, repaired=True):
+        return next(b for b in range(256) if b % 6 == layout and (b >> 3) % 8 == codec and bool(b & 0x40) == repaired)
+
+    def body(layout, codec):
+        layers, heads, dim, tokens, size = layouts[layout]
+        if codec in ("int8", "fp8"):
+            return 2 * layers * heads * (4 + tokens * dim)
+        if codec == "int4":
+            row = dim // 32 * 16 + (dim % 32 + 1) // 2
+            k = -(-tokens // 32) * dim * 2 * size + tokens * row
+            v = tokens * (-(-dim // 32) * 2 * size + row)
+            return layers * heads * (k + v)
+        return 2 * layers * heads * tokens * dim * size
+
+    for layout in range(len(layouts)):
+        for c, codec in enumerate(codecs[:4]):
+            try:
+                head = bytes([shape(layout, c)])
+            except StopIteration:  # not every pair has a byte
+                continue
+            content = bytes((i * 37 + i // 11) % 256 for i in range(body(layout, codec)))
+            put("kv_codec", f"good_{codec}_{layout}", head + bytes(28) + content + bytes(8))
+    layers, heads, dim, tokens, size = layouts[0]
+    raw = b"\x01" + bytes(range(256)) * (2 * layers * heads * dim * tokens * size // 256)
+    for c in (4, 7):
+        for layout in (0, 3):
+            try:
+                head = bytes([shape(layout, c)])
+            except StopIteration:
+                continue
+            put("kv_codec", f"stream_raw_{c}_{layout}", head + bytes(28) + raw + bytes(8))
+            put("kv_codec", f"stream_coded_{c}_{layout}", head + bytes(28) + b"\0" + bytes(range(200)) + bytes(8))
+    put("kv_codec", "unrepaired", b"\x01TPKC\x01\x01\x02\0" + bytes(60))
+    put("kv_codec", "no_bytes", b"")
+    put("kv_codec", "short", b"\x41TPKC")
+
+
+def disk_record():
+    """[kind | bytes]: r a record's header area, i key and value of the index; R and I have their checksum repaired."""
+
+    def record(layout=b"l2 h1 d8 b4 bfloat16", tenant=b"tenant", tokens=(1, 2, 3, 4), used=None, parent=bytes(range(32)), flags=1,
+               count=None, seconds=0.5, area=640):
+        fixed = struct.pack("<QQQ", 1, 2, 3) + bytes([7]) * 32 + bytes([8]) * 32 + parent
+        fixed += struct.pack("<QIIfI", 9, 1, 0, seconds, flags) + struct.pack("<QIHHI", 256, 0xDEADBEEF, len(layout), len(tenant),
+                                                                              len(tokens) if count is None else count)
+        body = fixed + layout + tenant + struct.pack(f"<{len(tokens)}i", *tokens)
+        text = b"TPKVREC1" + struct.pack("<II", 0, 16 + len(body) if used is None else used) + body
+        return text + bytes(max(0, area - len(text)))
+
+    headers = {
+        "good": record(),
+        "no_parent": record(parent=bytes(32), flags=0),
+        "nothing": record(layout=b"", tenant=b"", tokens=()),
+        "parent_without_flag": record(flags=0),
+        "unknown_flag": record(flags=2),
+        "many_tokens": record(count=2**32 - 1),
+        "used_0": record(used=0),
+        "used_beyond": record(used=2**31),
+        "not_finite": record(seconds=float("nan")),
+        "short": record()[:100],
+        "bytes_behind": record()[:-1] + b"x",
+        "long_tenant": record(tenant=b"t" * 300),
+    }
+    for name, content in headers.items():
+        put("disk_record", f"record_{name}", b"R" + content)
+    put("disk_record", "record_unrepaired", b"r" + record())
+
+    def entry(version=1, flags=1, tenant=b"tenant", length=None, seconds=1.5, parent=bytes(range(32))):
+        return bytes([3]) * 32 + struct.pack("<BBHIQQQQQQIIf", version, flags, len(tenant) if length is None else length, 1, 2, 3, 4,
+                                             5, 4096, 6, 7, 8, seconds) + parent + tenant + bytes(4)
+
+    entries = {
+        "good": entry(),
+        "no_parent": entry(flags=0, parent=bytes(32)),
+        "parent_without_flag": entry(flags=0),
+        "version_2": entry(version=2),
+        "flags_7": entry(flags=7),
+        "long_tenant": entry(tenant=b"t" * 300),
+        "length_beyond": entry(length=65535),
+        "not_finite": entry(seconds=float("inf")),
+        "short": entry()[:40],
+    }
+    for name, content in entries.items():
+        put("disk_record", f"index_{name}", b"I" + content)
+    put("disk_record", "index_unrepaired", b"i" + entry())
+    put("disk_record", "no_bytes", b"")
+
+
+def fetch_frame():
+    """[kind | bytes]: F a frame without its sum, D count and bytes of a batch; f and d are not repaired."""
+
+    def text(content):
+        return struct.pack("<H", len(content)) + content
+
+    def fid(request=b"req-1"):
+        return text(request) + struct.pack("<III", 1, 2, 3)
+
+    def data_range(index=0, begin=0, end=4, codec=0, length=64, slot=5, generation=9):
+        return struct.pack("<IIQIIBQQ", index, slot, generation, begin, end, codec, length, 0x1122334455667788)
+
+    def frame(kind, body, version=2, magic=b"TPKV", boots=(b"boot-a", b"boot-b")):
+        return magic + bytes([version, kind]) + text(boots[0]) + text(boots[1]) + body
+
+    def fetch(count, items, window=1 << 20):
+        return fid() + struct.pack("<IQI", 5000, window, count) + (bytes(range(32)) + struct.pack("<IQ", 3, 7)) * items
+
+    frames = {
+        "hello": frame(1, text(b"worker") + text(b"fp") + text(b"l2 h1 d8 b4 bfloat16")),
+        "hello_v1": frame(1, text(b"worker") + text(b"fp") + text(b"l2"), version=1),
+        "hello_ack": frame(2, text(b"worker")),
+        "refuse": frame(3, fid() + b"\x03" + text(b"busy")),
+        "refuse_v9": frame(3, fid(b"") + b"\x02" + text(b"differs"), version=9),
+        "fetch": frame(4, fetch(2, 2)),
+        "fetch_none": frame(4, fetch(0, 0)),
+        "fetch_short": frame(4, fetch(3, 2)),
+        "fetch_huge_count": frame(4, fetch(2**32 - 1, 1)),
+        "fetch_beyond": frame(4, fetch(4097, 4097)),
+        "data": frame(5, fid() + data_range()),
+        "data_codec": frame(5, fid() + data_range(codec=3, length=2**63)),
+        "data_backwards": frame(5, fid() + data_range(begin=4, end=1)),
+        "data_v1": frame(5, fid() + data_range(), version=1),
+        "commit": frame(6, fid() + struct.pack("<IQQI", 1, 64, 77, 2) + struct.pack("<BQ", 1, 5) + struct.pack("<BQ", 0, 0)),
+        "commit_ack": frame(7, fid()),
+        "abort": frame(8, fid()),
+        "release": frame(9, text(b"req-1")),
+        "credit": frame(10, fid() + struct.pack("<QQB", 4096, 1 << 20, 1)),
+        "progress": frame(11, fid() + struct.pack("<Q", 4096)),
+        "batch": frame(12, fid() + struct.pack("<IQQ", 2, 210, 99)),
+        "unknown_type": frame(13, fid()),
+        "type_0": frame(0, fid()),
+        "other_magic": frame(7, fid(), magic=b"TPKW"),
+        "long_id": frame(7, fid(b"r" * 129)),
+        "long_boot": frame(7, fid(), boots=(b"b" * 65, b"")),
+        "trailing": frame(7, fid() + b"x"),
+        "only_magic": b"TPKV",
+        "string_beyond": frame(9, b"\xff\xff" + b"abc"),
+    }
+    for name, content in frames.items():
+        put("fetch_frame", name, b"F" + content)
+    put("fetch_frame", "unrepaired", b"f" + frames["commit_ack"] + bytes(8))
+    payload = bytes(64)
+    batches = {
+        "one": (1, data_range() + payload),
+        "two": (2, data_range() + data_range(index=1, length=32) + payload + payload[:32]),
+        "none": (0, b""),
+        "short": (2, data_range() + payload),
+        "longer": (1, data_range() + payload + b"x"),
+        "overflow": (2, data_range(length=2**64 - 1) + data_range(length=65) + payload),
+    }
+    for name, (count, content) in batches.items():
+        put("fetch_frame", f"batch_{name}", b"D" + bytes([count]) + content)
+    put("fetch_frame", "batch_unrepaired", b"d\x01" + data_range() + payload)
+
+
+# ---- frames of the TLS transport
+
+
+def tls_frame():
+    def head(kind, header_bytes=0, length=0, version=1, zero=0):
+        return struct.pack("<BBHIQ", version, kind, header_bytes, zero, length)
+
+    message, bulk, chunk, alive = 1, 2, 3, 4
+    hello = head(message, length=5) + b"hello"
+    open_bulk = head(bulk, 2, 10) + b"hd"
+    streams = {
+        "message": hello,
+        "empty_message": head(message),
+        "keepalive": head(alive) + hello,
+        "bulk": open_bulk + head(chunk, length=4) + b"0123" + hello + head(chunk, length=6) + b"456789",
+        "empty_bulk": head(bulk) + hello,
+        "dropped_bulk": head(bulk, length=5000) + head(chunk, length=5000) + bytes(5000) + hello,
+        "cut_head": hello[:9],
+        "cut_bulk": open_bulk + head(chunk, length=10) + b"0123",
+        "version": head(message, version=2),
+        "reserved": head(message, zero=1),
+        "type": head(9),
+        "message_header": head(message, 1),
+        "message_huge": head(message, length=2**64 - 1),
+        "message_above": head(message, length=256 * 1024 + 1),
+        "bulk_huge": head(bulk, length=2**64 - 1),
+        "bulk_header_above": head(bulk, 513),
+        "chunk_alone": head(chunk, length=1),
+        "chunk_above": open_bulk + head(chunk, length=11),
+        "chunk_empty": open_bulk + head(chunk),
+        "bulk_twice": open_bulk + open_bulk,
+        "keepalive_body": head(alive, length=1),
+    }
+    for name, content in streams.items():
+        put("tls_frame", name, content)
+
+
 def main():
-    for make in (batch, structured, safetensors, config_json, tokenizer_json, tokenizer_text, detokenizer, chat_template, http, request_json):
+    for make in (tls_frame, batch, structured, kv_codec, disk_record, fetch_frame, safetensors, config_json, tokenizer_json, tokenizer_text, detokenizer, chat_template, http, request_json):
         make()
     folder = os.path.join(HERE, "tokenizers")
     os.makedirs(folder, exist_ok=True)

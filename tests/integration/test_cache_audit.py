@@ -50,6 +50,8 @@ class KsTest(unittest.TestCase):
 
 
 class CacheAuditTest(unittest.TestCase):
+    more_env = {}
+
     @classmethod
     def setUpClass(cls):
         folder = cls.enterClassContext(tempfile.TemporaryDirectory(prefix="tidepool-audit-"))
@@ -57,6 +59,7 @@ class CacheAuditTest(unittest.TestCase):
         keys = [{"key_sha256": digest(key), "tenant": tenant} for tenant, key in KEYS.items()]
         replace_file(path, json.dumps({"keys": keys}))
         env = {"TIDEPOOL_GATEWAY_API_KEYS_FILE": path, "TIDEPOOL_GATEWAY_ACCESS_LOG": "off"}
+        env.update(cls.more_env)
         cls.serve = cls.enterClassContext(Serve(BINARY, env=env))
         cls.connections = {}
         status, body = cls.call("victim", "/tokenize", {"prompt": " ".join("abcdefghijklmnopqrstuvwxyz")})
@@ -141,6 +144,21 @@ class CacheAuditTest(unittest.TestCase):
         prompt = self.prompt(TOKENS)
         self.send("victim", prompt, cache_salt="one")
         self.assertEqual(self.send("victim", prompt, cache_salt="two")[2], 0)
+
+
+class WarmDiskAuditTest(CacheAuditTest):
+    """The same with a disk tier that holds all that the victim sent, and a host tier too small to."""
+
+    @classmethod
+    def setUpClass(cls):
+        disk = cls.enterClassContext(tempfile.TemporaryDirectory(prefix="tidepool-disk-"))
+        cls.more_env = {
+            "TIDEPOOL_KV_DISK_PATH": disk,
+            "TIDEPOOL_KV_DISK_BYTES": "256MiB",
+            "TIDEPOOL_KV_HOST_BYTES": "16MiB",
+            "TIDEPOOL_KV_LOAD": "always",
+        }
+        super().setUpClass()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ class SamplingCase(ServeCase):
 
 
 class SameSeedSameTextTest(SamplingCase):
+    # So that the decode worker holds prompts itself instead of reading them where they were computed.
+    env = {"TIDEPOOL_TRANSPORT_SHARE_ARENA": "false"}
+
     FORMS = {
         "plain": {},
         "cuts": {"top_k": 40, "min_p": 0.001, "typical_p": 0.95},
