@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "kvstore/disk/crc32c.h"
+#include "kvstore/disk/value_bytes.h"
 
 // Numbers little-endian.
 //
@@ -26,18 +27,6 @@ constexpr size_t kFixedBytes = 100;
 constexpr uint8_t kVersion = 1;
 
 std::span<const std::byte> Bytes(std::string_view s) { return std::as_bytes(std::span(s.data(), s.size())); }
-
-template <typename T>
-void Put(std::string& out, T v) {
-  out.append(reinterpret_cast<const char*>(&v), sizeof v);
-}
-template <typename T>
-T Take(std::string_view& in) {
-  T v;
-  std::memcpy(&v, in.data(), sizeof v);
-  in.remove_prefix(sizeof v);
-  return v;
-}
 
 uint32_t ValueCrc(const BlockKey& key, std::string_view value) {
   return Crc32c(Bytes(value), Crc32c(std::as_bytes(std::span(key.bytes))));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kvstore/disk/value_bytes.h"
 
 // Keys: "b" and the 32 bytes of a block key, with an index value; "written", with a day (4 bytes) and its
 // bytes (8).
@@ -20,18 +21,6 @@ namespace tidepool {
 namespace {
 
 constexpr char kWrittenKey[] = "written";
-
-template <typename T>
-void Put(std::string& out, T v) {
-  out.append(reinterpret_cast<const char*>(&v), sizeof v);
-}
-template <typename T>
-T Take(std::string_view& in) {
-  T v;
-  std::memcpy(&v, in.data(), sizeof v);
-  in.remove_prefix(sizeof v);
-  return v;
-}
 
 std::string DbKey(const BlockKey& key) {
   std::string out = "b";

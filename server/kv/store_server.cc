@@ -14,7 +14,6 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "kvstore/codec/block_codec.h"
-#include "kvstore/policy/admission.h"
 #include "server/http/admin_server.h"
 #include "server/kv/follower.h"
 #include "server/kv/kv_service.h"
@@ -108,7 +107,6 @@ struct StoreServer::Impl {
   std::unique_ptr<BlockPool> pool;
   std::unique_ptr<BlockTier> disk;  // null: none
   std::unique_ptr<TierEvents> disk_events;
-  std::unique_ptr<AdmissionFilter> admission;
   std::unique_ptr<WriteBehind> write_behind;
   std::unique_ptr<FetchNode> fetch;
   std::unique_ptr<KvService> kv;
@@ -213,19 +211,7 @@ absl::Status StoreServer::Impl::StartDisk() {
   if (!disk) return absl::OkStatus();
   context.disk = disk.get();
   disk_events = std::make_unique<TierEvents>(*disk, pool->events());
-  TP_ASSIGN_OR_RETURN(
-      admission, CreateAdmissionFilter(kv.disk.admission,
-                                       std::max<uint64_t>(1, kv.disk.bytes / context.layout.block_bytes())));
-  WriteBehind::Options options;
-  options.pool = pool.get();
-  options.tier = disk.get();
-  options.metrics = &metrics;
-  options.max_queued = std::clamp<size_t>(pool->stats().slots / 8, 1, options.max_queued);
-  options.admit = [filter = admission.get()](const BlockInfo& info) {
-    filter->OnUse(info.key);
-    return filter->Admit(info.key, nullptr);
-  };
-  write_behind = std::make_unique<WriteBehind>(std::move(options));
+  TP_ASSIGN_OR_RETURN(write_behind, MakeWriteBehind(kv, *pool, *disk, metrics));
   context.on_copied = [this](const BlockKey& key, const BlockLease& lease) {
     write_behind->Offer(key, lease);
   };

@@ -1,11 +1,13 @@
 #include "server/worker/make_disk_tier.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/status.h"
 #include "kvstore/codec/block_codec.h"
 #include "kvstore/codec/encoded_tier.h"
 #include "kvstore/disk/disk_tier.h"
+#include "kvstore/policy/admission.h"
 
 namespace tidepool {
 
@@ -36,6 +38,24 @@ absl::StatusOr<std::unique_ptr<BlockTier>> MakeDiskTier(const KvConfig& config, 
   outer.inner = std::move(disk);
   outer.metrics = &metrics;
   return EncodedTier::Create(std::move(outer));
+}
+
+absl::StatusOr<std::unique_ptr<WriteBehind>> MakeWriteBehind(const KvConfig& config, BlockPool& pool,
+                                                             BlockTier& disk, MetricRegistry& metrics) {
+  const uint64_t blocks = std::max<uint64_t>(1, config.disk.bytes / pool.layout().block_bytes());
+  TP_ASSIGN_OR_RETURN(std::shared_ptr<AdmissionFilter> filter,
+                      CreateAdmissionFilter(config.disk.admission, blocks));
+  WriteBehind::Options options;
+  options.pool = &pool;
+  options.tier = &disk;
+  options.metrics = &metrics;
+  // Of a small pool, no more than an eighth may wait for the disk.
+  options.max_queued = std::clamp<size_t>(pool.stats().slots / 8, 1, options.max_queued);
+  options.admit = [filter](const BlockInfo& info) {
+    filter->OnUse(info.key);
+    return filter->Admit(info.key, nullptr);
+  };
+  return std::make_unique<WriteBehind>(std::move(options));
 }
 
 }  // namespace tidepool

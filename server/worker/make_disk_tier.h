@@ -7,7 +7,9 @@
 #include "base/block_layout.h"
 #include "base/probe.h"
 #include "config/config.h"
+#include "kvstore/block_pool.h"
 #include "kvstore/block_tier.h"
+#include "server/worker/write_behind.h"
 
 namespace tidepool {
 
@@ -18,5 +20,10 @@ namespace tidepool {
 absl::StatusOr<std::unique_ptr<BlockTier>> MakeDiskTier(const KvConfig& config, const std::string& name,
                                                         const std::string& fingerprint,
                                                         const BlockLayout& layout, MetricRegistry& metrics);
+
+// What stores blocks of `pool` in that tier, as far as kv.disk.admission says that they are worth it. All are
+// borrowed. InvalidArgument: no such admission filter.
+absl::StatusOr<std::unique_ptr<WriteBehind>> MakeWriteBehind(const KvConfig& config, BlockPool& pool,
+                                                             BlockTier& disk, MetricRegistry& metrics);
 
 }  // namespace tidepool

@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "kvstore/codec/block_codec.h"
-#include "kvstore/policy/admission.h"
 #include "server/http/admin_server.h"
 #include "server/kv/kv_service.h"
 #include "server/kv/tier_events.h"
@@ -91,8 +90,7 @@ struct WorkerServer::Impl {
   std::vector<PrefillObservation> first_prefills;  // not yet reported; the reporter's, once it runs
   SourceSpeeds speeds;
   BlockLoader::Environment loads;
-  std::unique_ptr<AdmissionFilter> admission;  // the store's thread's
-  std::unique_ptr<BlockTier> disk;             // null: none
+  std::unique_ptr<BlockTier> disk;  // null: none
   std::unique_ptr<TierEvents> disk_events;
   std::unique_ptr<FetchNode> fetch;
   std::unique_ptr<WriteBehind> store;
@@ -149,20 +147,7 @@ absl::Status WorkerServer::Impl::StartDisk(const std::string& name) {
   TP_ASSIGN_OR_RETURN(disk, MakeDiskTier(kv, name, context.model->fingerprint, context.layout, metrics));
   if (!disk) return absl::OkStatus();
   disk_events = std::make_unique<TierEvents>(*disk, pool->events());
-  TP_ASSIGN_OR_RETURN(
-      admission, CreateAdmissionFilter(kv.disk.admission,
-                                       std::max<uint64_t>(1, kv.disk.bytes / context.layout.block_bytes())));
-  WriteBehind::Options options;
-  options.pool = pool.get();
-  options.tier = disk.get();
-  options.metrics = &metrics;
-  // Of a small pool, no more than an eighth may wait for the disk.
-  options.max_queued = std::clamp<size_t>(pool->stats().slots / 8, 1, options.max_queued);
-  options.admit = [filter = admission.get()](const BlockInfo& info) {
-    filter->OnUse(info.key);
-    return filter->Admit(info.key, nullptr);
-  };
-  store = std::make_unique<WriteBehind>(std::move(options));
+  TP_ASSIGN_OR_RETURN(store, MakeWriteBehind(kv, *pool, *disk, metrics));
   context.store = store.get();
   return absl::OkStatus();
 }
