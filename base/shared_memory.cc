@@ -1,4 +1,4 @@
-#include "kvstore/shared_memory.h"
+#include "base/shared_memory.h"
 
 #include <fcntl.h>
 #include <linux/memfd.h>
