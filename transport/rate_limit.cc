@@ -48,6 +48,7 @@ class RateLimitedTransport final : public Transport, private TransportHandler {
   absl::Status SendBulk(EndpointId to, std::string_view header, std::span<const std::byte> payload,
                         std::function<void(absl::Status)> done) override;
   void Close(EndpointId endpoint, std::function<void()> quiesced) override;
+  void ShareMemory(int fd, std::span<const std::byte> memory) override { inner_->ShareMemory(fd, memory); }
   int Progress() override;
   void Wait(int timeout_ms) override;
   void Wake() override { inner_->Wake(); }

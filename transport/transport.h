@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "base/digest.h"
 
 namespace tidepool {
 
@@ -19,6 +20,10 @@ using EndpointId = uint64_t;
 struct BulkSink {
   std::span<std::byte> dst;
   std::function<void(absl::Status)> done;
+  // Of dst.size() bytes, or null. A transport may let it take the bytes as they land, in order from the
+  // first, while they are in the cache: what it took is what stays in `dst`. After an OK the receiver takes
+  // the rest, from digest->size() on. Borrowed until `done`.
+  PayloadDigest* digest = nullptr;
 };
 
 // TransportHandler: called from inside Transport::Progress, on its caller's thread.
@@ -63,8 +68,15 @@ class Transport {
                                 std::function<void(absl::Status)> done) = 0;
 
   // Force-closes. `quiesced` runs (from Progress) after the `done` of every transfer on the endpoint: from
-  // then on no byte of it moves. Closing an unknown or closed endpoint runs `quiesced` at the next Progress.
+  // then on nothing of it writes to our memory, and what a peer of this host still reads of a payload does
+  // not count there. Closing an unknown or closed endpoint runs `quiesced` at the next Progress.
   virtual void Close(EndpointId endpoint, std::function<void()> quiesced) = 0;
+
+  // Memory of this process that peers of its host may be given to read, so that a payload in it is copied
+  // only once, by its receiver. `memory`: the whole mapping of `fd`, a memfd that nobody else can write to or
+  // shrink (base/shared_memory.h). Both outlive the transport. Called before the first Connect and Progress,
+  // at most once. A transport that has no use for it does nothing.
+  virtual void ShareMemory(int /*fd*/, std::span<const std::byte> /*memory*/) {}
 
   // Moves things along; returns the number of events handled. Never blocks.
   virtual int Progress() = 0;

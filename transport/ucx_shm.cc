@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/digest.h"
 #include "base/log.h"
+#include "base/shared_memory.h"
 #include "base/status.h"
 #include "transport/ucx_inventory.h"
 #include "transport/ucx_status.h"
@@ -29,11 +30,15 @@ namespace tidepool {
 namespace {
 
 // Active messages of a lane. kControl carries the layer above's messages; the others are ours:
-//   kOpen   header {id, length, address or 0}, data: the bulk's header
+//   kOpen   header {id, length, source, at}, data: the bulk's header
 //   kChunk  header {id, offset}, data: payload
-//   kCma    header {id, ok}: id 0 tells that the receiver can read our memory, else that it has read bulk
-//   `id`
-constexpr unsigned kControl = 1, kOpen = 2, kChunk = 3, kCma = 4;
+//   kRead   header {id, ok}: the receiver has read bulk `id` (ok: 0 or 1); of id 0: it can read from source
+//   `ok`
+constexpr unsigned kControl = 1, kOpen = 2, kChunk = 3, kRead = 4;
+
+// Where the payload is: in chunks that follow; `at` bytes into the memory that the sender shares; at address
+// `at` of the sender, read by process_vm_readv.
+enum Source : uint64_t { kChunks = 0, kMapping = 1, kProcess = 2 };
 
 // One chunk fills one segment of the FIFO, so that it arrives in one piece, in the sender's cache. 64 of
 // them: with 32 KiB the fixed cost is hidden, and both ends of the FIFO still fit the second-level caches.
@@ -47,7 +52,8 @@ constexpr size_t kMaxOpenBulks = 4096;  // inbound
 // Chunks that the FIFO had no room for: UCX queues them.
 constexpr size_t kMaxPending = 8;
 constexpr size_t kRoundBytes = 2 << 20;  // of one lane in one round
-constexpr size_t kCmaPiece = 1 << 20;
+// Fits the second-level cache, from which the digest then takes it.
+constexpr size_t kReadPiece = 256 << 10;
 // From here on the destination bypasses the cache: it would not fit, and reading it first is a third of the
 // memory traffic.
 constexpr size_t kStreamFrom = 512 * 1024;
@@ -62,13 +68,14 @@ constexpr size_t kTokenBytes = 32;
 struct OpenHeader {
   uint64_t id;
   uint64_t length;
-  uint64_t address;  // in the sender's memory; 0: chunks follow
+  uint64_t source;
+  uint64_t at;
 };
 struct ChunkHeader {
   uint64_t id;
   uint64_t offset;
 };
-struct CmaHeader {
+struct ReadHeader {
   uint64_t id;
   uint64_t ok;
 };
@@ -80,11 +87,70 @@ struct Hello {
   uint64_t probe_address;                // of a word of ours that holds probe_value: can the peer read us?
   uint64_t probe_value;
   uint32_t cma;  // bulk data may be read that way
+  uint32_t map;  // shared memory is mapped
   uint32_t ucx_bytes;
   unsigned char ucx[kMaxUcxAddress];
 };
-constexpr char kMagic[8] = {'T', 'P', 'S', 'H', 'M', '0', '0', '1'};
+constexpr char kMagic[8] = {'T', 'P', 'S', 'H', 'M', '0', '0', '3'};
 constexpr size_t kHelloFixed = offsetof(Hello, ucx);
+
+// Comes once, after the greetings, with the descriptor of the memory that the sender of this shares. Only
+// where both map.
+struct Share {
+  char magic[8];
+  uint64_t bytes;
+};
+constexpr char kShareMagic[8] = {'T', 'P', 'S', 'H', 'A', 'R', 'E', '1'};
+
+// One packet of the socket, and the first descriptor that came with it, if any. Returns what recv would.
+ssize_t ReceivePacket(int from, void* to, size_t bytes, FileDescriptor& with) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+  iovec piece{to, bytes};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  const ssize_t n = recvmsg(from, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (n < 0) return n;
+  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    // Every one of them is ours now, however many the peer has packed in.
+    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+      FileDescriptor received(fd);
+      if (with.get() < 0) with = std::move(received);
+    }
+  }
+  return n;
+}
+
+bool SendShare(int to, uint64_t bytes, int fd) {
+  Share share{};
+  std::memcpy(share.magic, kShareMagic, sizeof kShareMagic);
+  share.bytes = bytes;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  iovec piece{&share, sizeof share};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* c = CMSG_FIRSTHDR(&message);
+  c->cmsg_level = SOL_SOCKET;
+  c->cmsg_type = SCM_RIGHTS;
+  c->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(c), &fd, sizeof fd);
+  return sendmsg(to, &message, MSG_NOSIGNAL) == sizeof share;
+}
+
+// Ends the connection for both sides, whoever else has the descriptor.
+void Hang(int fd) {
+  shutdown(fd, SHUT_RDWR);
+  close(fd);
+}
 
 // False: not 2n hex digits.
 bool Unhex(std::string_view text, std::span<unsigned char> out) {
@@ -171,16 +237,30 @@ struct OutBulk {
   std::function<void(absl::Status)> done;
   size_t offset = 0;
   bool opened = false;
-  bool by_cma = false;  // read by the peer, from when it is handed over until it says so
-  size_t pending = 0;   // chunks in UCX's hands
+  bool by_peer = false;  // read by the peer, from when it is handed over until it says so
+  size_t pending = 0;    // chunks in UCX's hands
 };
 
 struct InBulk {
   BulkSink sink;
   size_t length = 0;
   size_t filled = 0;
-  uint64_t address = 0;  // in the sender, read by us
+  uint64_t source = kChunks;
+  uint64_t at = 0;
 };
+
+// Copies the next piece of a bulk to its place; the caller counts it.
+void Land(const InBulk& bulk, std::span<const std::byte> piece) {
+  std::byte* dst = bulk.sink.dst.data() + bulk.filled;
+  const bool stream = bulk.length >= kStreamFrom;
+  if (bulk.sink.digest != nullptr) {
+    bulk.sink.digest->Copy(dst, piece, stream);
+  } else if (stream) {
+    StreamCopy(dst, piece.data(), piece.size());
+  } else {
+    std::memcpy(dst, piece.data(), piece.size());
+  }
+}
 
 struct Lane;
 
@@ -204,7 +284,10 @@ struct Lane {
   absl::Time born;
   pid_t peer_pid = 0;
   bool read_peer = false;                      // we can read the peer's memory
-  bool peer_reads = false;                     // it can read ours: bulk data goes that way
+  std::shared_ptr<SharedMemory> peer_memory;   // what it shares, mapped
+  bool shared = false;                         // it has said what it shares
+  bool peer_reads = false;                     // it can read ours
+  bool peer_maps = false;                      // it has mapped what we share
   unsigned char peer_token[kTokenBytes] = {};  // of the address that we connect to
   std::string peer_address;                    // it; empty: the peer connected
   std::deque<std::string> control;
@@ -217,24 +300,6 @@ struct Lane {
   bool broken = false;                 // the peer broke the rules
   bool heard = false;                  // something came since the last progress
 };
-
-// What is left of a lane whose peer may still read our memory (cma): told once the peer's end is closed.
-struct Leaving {
-  int fd = -1;
-  absl::Status why;
-  std::vector<std::function<void(absl::Status)>> done;
-  std::vector<std::function<void()>> quiesced;
-};
-
-// Whether the peer has ended its side: it closes it, or shuts it down, only when it reads no more.
-bool Ended(int fd) {
-  for (;;) {
-    char byte;
-    const ssize_t n = recv(fd, &byte, 1, MSG_DONTWAIT);
-    if (n > 0 || (n < 0 && errno == EINTR)) continue;
-    return n == 0 || errno != EAGAIN;
-  }
-}
 
 class Lanes final : public UcxShmLanes {
  public:
@@ -253,6 +318,7 @@ class Lanes final : public UcxShmLanes {
   absl::Status SendBulk(EndpointId to, std::string_view header, std::span<const std::byte> payload,
                         std::function<void(absl::Status)> done) override;
   void Close(EndpointId endpoint, std::function<void()> quiesced) override;
+  void ShareMemory(int fd, std::span<const std::byte> memory) override;
   int Progress() override;
   bool Arm(std::vector<pollfd>& fds, int& timeout_ms) override;
 
@@ -264,22 +330,24 @@ class Lanes final : public UcxShmLanes {
                              const ucp_am_recv_param_t* param);
   static ucs_status_t OnChunk(void* arg, const void* header, size_t header_length, void* data, size_t length,
                               const ucp_am_recv_param_t* param);
-  static ucs_status_t OnCma(void* arg, const void* header, size_t header_length, void* data, size_t length,
-                            const ucp_am_recv_param_t* param);
+  static ucs_status_t OnRead(void* arg, const void* header, size_t header_length, void* data, size_t length,
+                             const ucp_am_recv_param_t* param);
 
   absl::StatusOr<Lane*> NewLane(int fd, bool accepted);
   absl::Status SendHello(Lane& lane, const unsigned char* half);
   // False: the lane failed, and why.
   absl::Status TakeHello(Lane& lane);
   absl::Status Check(Lane& lane);
+  absl::Status TakeShare(Lane& lane, uint64_t bytes, const FileDescriptor& fd);
   void Accept();
   absl::Status Post(Lane& lane, unsigned am, const void* header, size_t header_bytes, std::string bytes,
                     std::span<const std::byte> payload, uint64_t bulk);
+  OpenHeader Open(const Lane& lane, const OutBulk& bulk) const;
   absl::Status Pump(Lane& lane);
+  absl::Status ReadPiece(const Lane& lane, const InBulk& bulk, size_t n);
   absl::Status ReadPeer(Lane& lane, int& handled);
   void Sent(Lane& lane, uint64_t bulk);
   void Received(Lane& lane, std::map<uint64_t, InBulk>::iterator it, absl::Status status);
-  int Leave();
   void Lose(EndpointId id, const absl::Status& why);
   void Drop(EndpointId id, const absl::Status& why);
   Lane* Find(EndpointId id);
@@ -294,7 +362,10 @@ class Lanes final : public UcxShmLanes {
   std::map<EndpointId, std::unique_ptr<Lane>> lanes_;
   size_t handshakes_ = 0;
   std::map<EndpointId, std::shared_ptr<bool>> lost_;  // ended, and the handler is still to hear of it
-  std::map<EndpointId, Leaving> leaving_;
+  int shared_fd_ = -1;
+  std::span<const std::byte> shared_;
+  // Peers' memory that is mapped, by device and inode: the lanes of one peer have it in common.
+  std::map<std::pair<dev_t, ino_t>, std::weak_ptr<SharedMemory>> mapped_;
   std::map<std::string, absl::Time, std::less<>> turned_away_;  // by address, until when
   absl::Time accept_after_ = absl::InfinitePast();
   std::vector<EndpointId> order_;  // of a round: lanes come and go meanwhile
@@ -342,11 +413,10 @@ Lanes::~Lanes() {
     // Their callbacks belong to a handler that may be gone.
     lane->bulks.clear();
     lane->handed.clear();
+    Hang(lane->fd);
     ucp_worker_destroy(lane->worker);
-    close(lane->fd);
     options_.probe->connections.Add(-1);
   }
-  for (auto& [id, leaving] : leaving_) close(leaving.fd);
   if (listener_ >= 0) close(listener_);
   if (context_ != nullptr) ucp_cleanup(context_);
 }
@@ -383,7 +453,7 @@ absl::StatusOr<Lane*> Lanes::NewLane(int fd, bool accepted) {
     return fail(s);
   }
   for (auto [id, callback] :
-       {std::pair{kControl, &OnControl}, {kOpen, &OnOpen}, {kChunk, &OnChunk}, {kCma, &OnCma}}) {
+       {std::pair{kControl, &OnControl}, {kOpen, &OnOpen}, {kChunk, &OnChunk}, {kRead, &OnRead}}) {
     ucp_am_handler_param_t am{};
     am.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
                     UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
@@ -411,6 +481,7 @@ absl::Status Lanes::SendHello(Lane& lane, const unsigned char* half) {
   hello.probe_address = reinterpret_cast<uintptr_t>(&probe_word_);
   hello.probe_value = probe_word_;
   hello.cma = options_.cma;
+  hello.map = options_.map;
   ucp_address_t* address = nullptr;
   size_t bytes = 0;
   TP_RETURN_IF_ERROR(FromUcs(ucp_worker_get_address(lane.worker, &address, &bytes), "asking for an address"));
@@ -428,8 +499,8 @@ absl::Status Lanes::SendHello(Lane& lane, const unsigned char* half) {
 
 absl::StatusOr<EndpointId> Lanes::Connect(std::string_view text) {
   TP_ASSIGN_OR_RETURN(const ShmAddress peer, Parse(text));
-  if (lanes_.size() + leaving_.size() >= options_.max_lanes) {
-    return absl::ResourceExhaustedError("there are " + std::to_string(lanes_.size() + leaving_.size()) +
+  if (lanes_.size() >= options_.max_lanes) {
+    return absl::ResourceExhaustedError("there are " + std::to_string(lanes_.size()) +
                                         " shared-memory lanes, the limit");
   }
   const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -465,7 +536,7 @@ void Lanes::Accept() {
         accept_after_ = Clock::Real().Now() + kAcceptPause;
       return;
     }
-    if (lanes_.size() + leaving_.size() >= options_.max_lanes || handshakes_ >= kMaxHandshakes) {
+    if (lanes_.size() >= options_.max_lanes || handshakes_ >= kMaxHandshakes) {
       options_.probe->Refused(RefusedReason::kLimit).Add();
       close(fd);
       continue;
@@ -503,14 +574,44 @@ absl::Status Lanes::TakeHello(Lane& lane) {
     lane.read_peer =
         process_vm_readv(lane.peer_pid, &local, 1, &remote, 1, 0) == sizeof word && word == hello.probe_value;
     if (lane.read_peer) {
-      const CmaHeader can{0, 1};
-      TP_RETURN_IF_ERROR(Post(lane, kCma, &can, sizeof can, {}, {}, 0));
+      const ReadHeader can{0, kProcess};
+      TP_RETURN_IF_ERROR(Post(lane, kRead, &can, sizeof can, {}, {}, 0));
     }
+  }
+  // To nobody who has not shown the token.
+  if (options_.map && hello.map != 0 && shared_fd_ >= 0 && !SendShare(lane.fd, shared_.size(), shared_fd_)) {
+    return absl::UnavailableError(std::string("shared memory's socket: ") + std::strerror(errno));
   }
   return absl::OkStatus();
 }
 
-// Looks at the socket: the greeting, or the peer's end.
+// The memory from which the peer's bulk data can be copied. One that we cannot map costs no more than that.
+absl::Status Lanes::TakeShare(Lane& lane, uint64_t bytes, const FileDescriptor& fd) {
+  lane.shared = true;
+  struct stat file {};
+  // The kernel drops a descriptor for which this process has no room.
+  if (fd.get() < 0 || fstat(fd.get(), &file) != 0) {
+    spdlog::warn("a peer's memory cannot be mapped: its descriptor did not arrive");
+    return absl::OkStatus();
+  }
+  std::weak_ptr<SharedMemory>& known = mapped_[{file.st_dev, file.st_ino}];
+  lane.peer_memory = known.lock();
+  if (lane.peer_memory == nullptr || lane.peer_memory->size() != bytes) {
+    auto memory = SharedMemory::Open(fd.get(), bytes, /*writable=*/false);
+    std::erase_if(mapped_, [](const auto& item) { return item.second.expired(); });
+    if (!memory.ok()) {
+      lane.peer_memory = nullptr;
+      spdlog::warn("a peer's memory cannot be mapped: {}", std::string(memory.status().message()));
+      return absl::OkStatus();
+    }
+    lane.peer_memory = std::make_shared<SharedMemory>(std::move(*memory));
+    mapped_[{file.st_dev, file.st_ino}] = lane.peer_memory;
+  }
+  const ReadHeader can{0, kMapping};
+  return Post(lane, kRead, &can, sizeof can, {}, {}, 0);
+}
+
+// Looks at the socket: the greeting, the memory that the peer shares, or its end.
 absl::Status Lanes::Check(Lane& lane) {
   if (!lane.ready) {
     TP_RETURN_IF_ERROR(TakeHello(lane));
@@ -520,11 +621,18 @@ absl::Status Lanes::Check(Lane& lane) {
     }
     return absl::OkStatus();
   }
-  char byte;
-  const ssize_t n = recv(lane.fd, &byte, 1, MSG_DONTWAIT);
-  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return absl::OkStatus();
-  // Nothing is ever sent after the greetings: a byte is as much the end as the end.
-  return absl::UnavailableError("connection lost: the peer closed it or died");
+  for (;;) {
+    Share share{};
+    FileDescriptor fd;
+    const ssize_t n = ReceivePacket(lane.fd, &share, sizeof share, fd);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return absl::OkStatus();
+    // Nothing else is ever sent after the greetings: it is as much the end as the end.
+    if (n != sizeof share || std::memcmp(share.magic, kShareMagic, sizeof kShareMagic) != 0 ||
+        !options_.map || lane.shared) {
+      return absl::UnavailableError("connection lost: the peer closed it or died");
+    }
+    TP_RETURN_IF_ERROR(TakeShare(lane, share.bytes, fd));
+  }
 }
 
 void Lanes::OnSent(void* request, ucs_status_t, void* arg) {
@@ -574,6 +682,24 @@ void Lanes::Sent(Lane& lane, uint64_t id) {
   lane.handed.erase(id);
 }
 
+// How a payload goes: a copy out of the mapping is one, and done by a processor that may bypass its cache;
+// the kernel's is one; through the FIFO it is two. A short one is not worth the answer that ends a read.
+OpenHeader Lanes::Open(const Lane& lane, const OutBulk& bulk) const {
+  OpenHeader open{bulk.id, bulk.payload.size(), kChunks, 0};
+  if (bulk.payload.size() < kChunkBytes) return open;
+  const auto begin = reinterpret_cast<uintptr_t>(bulk.payload.data());
+  const auto shared = reinterpret_cast<uintptr_t>(shared_.data());
+  if (lane.peer_maps && begin >= shared && begin - shared <= shared_.size() &&
+      bulk.payload.size() <= shared_.size() - (begin - shared)) {
+    open.source = kMapping;
+    open.at = begin - shared;
+  } else if (lane.peer_reads) {
+    open.source = kProcess;
+    open.at = begin;
+  }
+  return open;
+}
+
 // Hands over what waits, as long as the FIFO takes it.
 absl::Status Lanes::Pump(Lane& lane) {
   if (!lane.ready) return absl::OkStatus();
@@ -590,16 +716,14 @@ absl::Status Lanes::Pump(Lane& lane) {
     }
     if (lane.bulks.empty()) return absl::OkStatus();
     OutBulk& bulk = lane.bulks.front();
-    const bool by_cma = lane.peer_reads && bulk.payload.size() >= kChunkBytes;
     if (!bulk.opened) {
       bulk.opened = true;
-      const OpenHeader open{bulk.id, bulk.payload.size(),
-                            by_cma ? reinterpret_cast<uintptr_t>(bulk.payload.data()) : 0};
-      if (by_cma) {
+      const OpenHeader open = Open(lane, bulk);
+      if (open.source != kChunks) {
         // Read by the peer, which tells when it has.
         std::string header = bulk.header;
         const uint64_t id = bulk.id;
-        bulk.by_cma = true;
+        bulk.by_peer = true;
         lane.handed[id] = std::move(bulk);
         lane.handed[id].pending = 1;
         lane.bulks.pop_front();
@@ -658,7 +782,10 @@ ucs_status_t Lanes::OnOpen(void* arg, const void* header, size_t header_length, 
     return UCS_OK;
   }
   std::memcpy(&open, header, sizeof open);
-  if (open.id == 0 || lane.open.contains(open.id) || (open.address != 0 && !lane.read_peer)) {
+  const size_t mapped = lane.peer_memory == nullptr ? 0 : lane.peer_memory->size();
+  const bool can_read = open.source == kChunks || (open.source == kProcess && lane.read_peer) ||
+                        (open.source == kMapping && open.length <= mapped && open.at <= mapped - open.length);
+  if (open.id == 0 || lane.open.contains(open.id) || !can_read) {
     lane.broken = true;
     return UCS_OK;
   }
@@ -668,7 +795,8 @@ ucs_status_t Lanes::OnOpen(void* arg, const void* header, size_t header_length, 
   }
   TP_CHECK(sink.dst.empty() || sink.dst.size() == open.length);
   const bool dropped = sink.dst.empty() && open.length > 0;
-  auto [it, fresh] = lane.open.emplace(open.id, InBulk{std::move(sink), open.length, 0, open.address});
+  auto [it, fresh] =
+      lane.open.emplace(open.id, InBulk{std::move(sink), open.length, 0, open.source, open.at});
   if (dropped || open.length == 0) {
     if (it->second.sink.done) {
       self.options_.events->push_back([done = std::exchange(it->second.sink.done, nullptr), dropped] {
@@ -683,7 +811,7 @@ ucs_status_t Lanes::OnOpen(void* arg, const void* header, size_t header_length, 
 
 void Lanes::Received(Lane& lane, std::map<uint64_t, InBulk>::iterator it, absl::Status status) {
   _mm_sfence();
-  if (status.ok()) options_.probe->received_bulk.Add(it->second.length);
+  if (status.ok() && !it->second.sink.dst.empty()) options_.probe->received_bulk.Add(it->second.length);
   if (it->second.sink.done) {
     options_.events->push_back(
         [done = std::move(it->second.sink.done), status = std::move(status)] { done(status); });
@@ -702,84 +830,96 @@ ucs_status_t Lanes::OnChunk(void* arg, const void* header, size_t header_length,
   }
   std::memcpy(&chunk, header, sizeof chunk);
   auto it = lane.open.find(chunk.id);
-  if (it == lane.open.end() || it->second.address != 0 || length == 0 || chunk.offset != it->second.filled ||
-      length > it->second.length - it->second.filled) {
+  if (it == lane.open.end() || it->second.source != kChunks || length == 0 ||
+      chunk.offset != it->second.filled || length > it->second.length - it->second.filled) {
     lane.broken = true;
     return UCS_OK;
   }
   InBulk& bulk = it->second;
   if (!bulk.sink.dst.empty()) {
-    std::byte* dst = bulk.sink.dst.data() + bulk.filled;
-    if (bulk.length >= kStreamFrom) {
-      StreamCopy(dst, static_cast<const std::byte*>(data), length);
-    } else {
-      std::memcpy(dst, data, length);
-    }
+    Land(bulk, {static_cast<const std::byte*>(data), length});
   }
   bulk.filled += length;
   if (bulk.filled == bulk.length) lane.owner->Received(lane, it, absl::OkStatus());
   return UCS_OK;
 }
 
-ucs_status_t Lanes::OnCma(void* arg, const void* header, size_t header_length, void*, size_t,
-                          const ucp_am_recv_param_t*) {
+ucs_status_t Lanes::OnRead(void* arg, const void* header, size_t header_length, void*, size_t,
+                           const ucp_am_recv_param_t*) {
   Lane& lane = *static_cast<Lane*>(arg);
   Lanes& self = *lane.owner;
   lane.heard = true;
-  CmaHeader cma;
-  if (header_length != sizeof cma) {
+  ReadHeader read;
+  if (header_length != sizeof read) {
     lane.broken = true;
     return UCS_OK;
   }
-  std::memcpy(&cma, header, sizeof cma);
-  if (cma.id == 0) {
-    lane.peer_reads = self.options_.cma;
+  std::memcpy(&read, header, sizeof read);
+  if (read.id == 0) {
+    if (read.ok == kProcess) lane.peer_reads = self.options_.cma;
+    if (read.ok == kMapping) lane.peer_maps = self.options_.map;
     return UCS_OK;
   }
-  auto it = lane.handed.find(cma.id);
-  if (it == lane.handed.end() || !it->second.by_cma) {
+  auto it = lane.handed.find(read.id);
+  if (it == lane.handed.end() || !it->second.by_peer) {
     lane.broken = true;
     return UCS_OK;
   }
-  if (cma.ok != 0) self.options_.probe->sent_bulk.Add(it->second.payload.size());
-  self.options_.events->push_back([done = std::move(it->second.done), ok = cma.ok != 0] {
+  if (read.ok != 0) self.options_.probe->sent_bulk.Add(it->second.payload.size());
+  self.options_.events->push_back([done = std::move(it->second.done), ok = read.ok != 0] {
     done(ok ? absl::OkStatus() : absl::UnavailableError("the peer could not read the payload"));
   });
   lane.handed.erase(it);
   return UCS_OK;
 }
 
+// The next `n` bytes of a bulk that we read, to where they belong.
+absl::Status Lanes::ReadPiece(const Lane& lane, const InBulk& bulk, size_t n) {
+  if (bulk.source == kMapping) {
+    Land(bulk, {lane.peer_memory->data() + bulk.at + bulk.filled, n});
+    return absl::OkStatus();
+  }
+  std::byte* to = bulk.sink.dst.data() + bulk.filled;
+  for (size_t got = 0; got < n;) {
+    const iovec local{to + got, n - got};
+    const iovec remote{reinterpret_cast<void*>(bulk.at + bulk.filled + got), n - got};
+    const ssize_t now = process_vm_readv(lane.peer_pid, &local, 1, &remote, 1, 0);
+    if (now <= 0) {
+      return absl::UnavailableError(std::string("reading the peer's memory: ") + std::strerror(errno));
+    }
+    got += static_cast<size_t>(now);
+  }
+  // Now, while it is in the cache. Nobody else writes there.
+  if (bulk.sink.digest != nullptr) bulk.sink.digest->Update({to, n});
+  return absl::OkStatus();
+}
+
 // Reads payloads that the peer only announced; a bounded piece of each round.
 absl::Status Lanes::ReadPeer(Lane& lane, int& handled) {
   size_t budget = kRoundBytes;
   const bool reads = std::any_of(lane.open.begin(), lane.open.end(),
-                                 [](const auto& bulk) { return bulk.second.address != 0; });
+                                 [](const auto& bulk) { return bulk.second.source != kChunks; });
   if (!reads) return absl::OkStatus();
-  // A peer that has ended reuses its memory, or its process id is another's.
+  // A peer that has ended reuses its memory, and its process id may be another's.
   TP_RETURN_IF_ERROR(Check(lane));
   for (auto it = lane.open.begin(); it != lane.open.end() && budget > 0;) {
     auto now = it++;
     InBulk& bulk = now->second;
-    if (bulk.address == 0) continue;
+    if (bulk.source == kChunks) continue;
     absl::Status status;
     while (!bulk.sink.dst.empty() && bulk.filled < bulk.length && budget > 0) {
-      const size_t n = std::min({kCmaPiece, bulk.length - bulk.filled, budget});
-      const iovec local{bulk.sink.dst.data() + bulk.filled, n};
-      const iovec remote{reinterpret_cast<void*>(bulk.address + bulk.filled), n};
-      const ssize_t got = process_vm_readv(lane.peer_pid, &local, 1, &remote, 1, 0);
+      const size_t n = std::min({kReadPiece, bulk.length - bulk.filled, budget});
+      status = ReadPiece(lane, bulk, n);
       ++handled;
-      if (got <= 0) {
-        status = absl::UnavailableError(std::string("reading the peer's memory: ") + std::strerror(errno));
-        break;
-      }
-      bulk.filled += static_cast<size_t>(got);
-      budget -= std::min(budget, static_cast<size_t>(got));
+      if (!status.ok()) break;
+      bulk.filled += n;
+      budget -= n;
     }
     if (status.ok() && !bulk.sink.dst.empty() && bulk.filled < bulk.length) return absl::OkStatus();
     TP_RETURN_IF_ERROR(Check(lane));  // what was read counts only if it was the peer's until now
-    const CmaHeader told{now->first, status.ok()};
+    const ReadHeader told{now->first, status.ok()};
     Received(lane, now, std::move(status));
-    TP_RETURN_IF_ERROR(Post(lane, kCma, &told, sizeof told, {}, {}, 0));
+    TP_RETURN_IF_ERROR(Post(lane, kRead, &told, sizeof told, {}, {}, 0));
   }
   return absl::OkStatus();
 }
@@ -813,15 +953,9 @@ void Lanes::Drop(EndpointId id, const absl::Status& why) {
   const auto tell = [&](std::function<void(absl::Status)>& done) {
     if (done) options_.events->push_back([done = std::move(done), why] { done(why); });
   };
-  Leaving leaving{lane.fd, why, {}, {}};
-  const bool ended = Ended(lane.fd);
-  for (auto& [bulk_id, bulk] : lane.handed) {
-    if (bulk.by_cma && !ended) {
-      leaving.done.push_back(std::move(bulk.done));
-    } else {
-      tell(bulk.done);
-    }
-  }
+  // First of all: what the peer reads from here on, it sees the end after, and does not count.
+  Hang(lane.fd);
+  for (auto& [bulk_id, bulk] : lane.handed) tell(bulk.done);
   for (OutBulk& bulk : lane.bulks) tell(bulk.done);
   for (auto& [bulk_id, bulk] : lane.open) tell(bulk.sink.done);
   lane.handed.clear();
@@ -829,35 +963,9 @@ void Lanes::Drop(EndpointId id, const absl::Status& why) {
   lane.open.clear();
   // From here on nothing progresses it, so nothing writes; what it still has in its queue calls OnSent.
   ucp_worker_destroy(lane.worker);
-  if (leaving.done.empty()) {
-    close(lane.fd);
-  } else {
-    // The peer sees the end, and answers with its own as soon as it is out of our memory.
-    shutdown(lane.fd, SHUT_WR);
-    leaving_.emplace(id, std::move(leaving));
-  }
   if (lane.accepted && !lane.ready) --handshakes_;
   options_.probe->connections.Add(-1);
   lanes_.erase(it);
-}
-
-// Lets go of what ended peers were still reading.
-int Lanes::Leave() {
-  int handled = 0;
-  for (auto it = leaving_.begin(); it != leaving_.end();) {
-    if (!Ended(it->second.fd)) {
-      ++it;
-      continue;
-    }
-    for (auto& done : it->second.done) {
-      if (done) options_.events->push_back([done = std::move(done), why = it->second.why] { done(why); });
-    }
-    for (auto& quiesced : it->second.quiesced) options_.events->push_back(std::move(quiesced));
-    close(it->second.fd);
-    it = leaving_.erase(it);
-    ++handled;
-  }
-  return handled;
 }
 
 void Lanes::Lose(EndpointId id, const absl::Status& why) {
@@ -886,21 +994,19 @@ void Lanes::Close(EndpointId endpoint, std::function<void()> quiesced) {
   } else if (auto lost = lost_.find(endpoint); lost != lost_.end()) {
     *lost->second = true;
   }
-  if (auto it = leaving_.find(endpoint); it != leaving_.end()) {
-    it->second.quiesced.push_back(std::move(quiesced));
-    return;
-  }
   options_.events->push_back(std::move(quiesced));
+}
+
+void Lanes::ShareMemory(int fd, std::span<const std::byte> memory) {
+  shared_fd_ = fd;
+  shared_ = memory;
 }
 
 int Lanes::Progress() {
   // The sockets say something at a lane's begin and end only: they are not asked in every round.
   const bool look = std::exchange(look_, false) || ++round_ % 16 == 0;
   int handled = 0;
-  if (look) {
-    Accept();
-    handled += Leave();
-  }
+  if (look) Accept();
   order_.clear();
   for (const auto& [id, lane] : lanes_) order_.push_back(id);
   for (EndpointId id : order_) {
@@ -937,7 +1043,6 @@ bool Lanes::Arm(std::vector<pollfd>& fds, int& timeout_ms) {
   } else {
     timeout_ms = std::min(timeout_ms, static_cast<int>(absl::ToInt64Milliseconds(kAcceptPause)));
   }
-  for (const auto& [id, leaving] : leaving_) fds.push_back({leaving.fd, POLLIN, 0});
   look_ = true;
   for (auto& [id, lane] : lanes_) {
     fds.push_back({lane->fd, POLLIN, 0});
@@ -947,7 +1052,7 @@ bool Lanes::Arm(std::vector<pollfd>& fds, int& timeout_ms) {
     }
     const bool can_send = lane->pending < kMaxPending && !(lane->control.empty() && lane->bulks.empty());
     const bool reads = std::any_of(lane->open.begin(), lane->open.end(),
-                                   [](const auto& bulk) { return bulk.second.address != 0; });
+                                   [](const auto& bulk) { return bulk.second.source != kChunks; });
     if (can_send || reads) return false;
     // A full FIFO has no event of its own for its sender: it is looked at again soon.
     if (lane->pending > 0) timeout_ms = std::min(timeout_ms, 1);
@@ -970,7 +1075,9 @@ UcxTlsSplit SplitUcxTls(const std::string& tls) {
   std::vector<std::string> network;
   bool posix = false, sysv = false, other = false;
   for (const std::string& name : std::vector<std::string>(absl::StrSplit(tls, ',', absl::SkipEmpty()))) {
-    if (name == "shm" || name == "sm" || name == "mm" || name == "posix") {
+    if (name == "shm" || name == "sm") {
+      posix = out.cma = out.map = true;
+    } else if (name == "mm" || name == "posix") {
       posix = true;
     } else if (name == "sysv") {
       sysv = true;

@@ -21,25 +21,30 @@ namespace tidepool {
 struct UcxTlsSplit {
   std::string network;  // "tcp,self"; empty: none
   std::string shm;      // "posix" or "sysv"; empty: none
-  bool cma = false;     // bulk data is read straight out of the sender's memory
+  bool cma = false;     // bulk data is read straight out of the sender's memory, by the kernel
+  bool map = false;     // what a sender shares (Transport::ShareMemory) is mapped, and copied from there
 };
 UcxTlsSplit SplitUcxTls(const std::string& tls);
 
 // UcxShmLanes: connections between processes of one host through UCX's shared memory (posix or sysv).
 // Belongs to UcxTransport: same thread, same rules; callbacks go into `events`.
 //
+// UCX carries control messages and short or unshared bulk data: through its FIFO, in eager chunks, which the
+// active-message handler copies to their destination. Longer bulk data is read by its receiver, piece by
+// piece from Progress: out of a mapping of the memory that the sender shares (`map`), else by
+// process_vm_readv (`cma`; UCX's own cma is not used: it ends the process when the peer dies in
+// mid-transfer).
+//
 // UCX cannot force-close an endpoint over shared memory, so each connection (lane) is a UCX worker of its
-// own. Nothing but our own progress of that worker writes to our memory: bulk data comes in eager chunks
-// which the active-message handler copies to its destination. So destroying the worker is the quiescence, and
-// it needs nothing of the peer. With `cma`, we read the sender's memory ourselves (process_vm_readv), piece
-// by piece from Progress. UCX's own cma is not used: it ends the process when the peer dies in mid-transfer.
-// There a sender depends on its peer: `done` of a payload that the peer was told of and has not acknowledged,
-// and `quiesced` of its lane, wait until the peer has ended its side. While it is stopped they stay out, and
-// the layer above quarantines. A receiver looks whether the sender has ended before what it read counts.
+// own. Nothing but our own progress of that worker, and our own reads, write to our memory. So destroying the
+// worker is the quiescence, and it needs nothing of the peer. Nor does a sender depend on its peer: it ends
+// the connection before it tells that a payload is its own again, and a receiver looks whether the connection
+// has ended after it has read, before what it read counts.
 //
 // Peers meet at an AF_UNIX socket (abstract name): same user, and the token of the address; only then are UCX
-// addresses exchanged, since a UCX address that was tampered with can end the process. The socket then stays
-// open: its end tells of the peer's death or close. A stopped peer is not noticed, as over TCP.
+// addresses exchanged, since a UCX address that was tampered with can end the process, and then the
+// descriptors of the shared memory. The socket stays open: its end tells of the peer's death or close. A
+// stopped peer is not noticed, as over TCP.
 //
 // Memory: about 2.5 MB of shared memory per lane, at most `max_lanes`; 4 MiB of control messages and 4096
 // bulk transfers wait for a lane whose peer does not read.
@@ -48,6 +53,7 @@ class UcxShmLanes {
   struct Options {
     std::string device;  // posix or sysv
     bool cma = false;
+    bool map = false;
     size_t max_lanes = 64;
     absl::Duration handshake_timeout = absl::Seconds(5);
     TransportHandler* const* handler = nullptr;           // where the owner keeps its handler
@@ -74,6 +80,8 @@ class UcxShmLanes {
   virtual absl::Status SendBulk(EndpointId to, std::string_view header, std::span<const std::byte> payload,
                                 std::function<void(absl::Status)> done) = 0;
   virtual void Close(EndpointId endpoint, std::function<void()> quiesced) = 0;
+  // As Transport's; of lanes made from now on. At most one memory.
+  virtual void ShareMemory(int fd, std::span<const std::byte> memory) = 0;
   virtual int Progress() = 0;
   // False: there is something for Progress already. Otherwise appends what to wait for, and how long at most.
   virtual bool Arm(std::vector<pollfd>& fds, int& timeout_ms) = 0;

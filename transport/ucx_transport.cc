@@ -1,10 +1,12 @@
 #include "transport/ucx_transport.h"
 
+#include <immintrin.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <ucp/api/ucp.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -14,6 +16,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "transport/probe.h"
@@ -31,6 +34,13 @@ constexpr std::string_view kShmPart = ";shm=";
 constexpr unsigned kControlId = 1;
 constexpr unsigned kBulkId = 2;
 constexpr size_t kMaxHeaderBytes = 512;
+// Over TCP, bulk data that fits one segment comes in one piece and is copied by us, checksum included, out of
+// UCX's buffer. By rendezvous UCX copies it itself, and the checksum would be a second pass. A message longer
+// than the receiver's segment ends its process (UCX asserts): both ends must have segments of kTcpSegment.
+constexpr size_t kOnePieceBytes = 960 << 10;
+// From here on what is digested as it lands bypasses the cache on its way to the destination.
+constexpr size_t kStreamFrom = 256 << 10;
+constexpr const char* kTcpSegment = "1m";
 
 class UcxTransport final : public Transport {
  public:
@@ -46,6 +56,9 @@ class UcxTransport final : public Transport {
   absl::Status SendBulk(EndpointId to, std::string_view header, std::span<const std::byte> payload,
                         std::function<void(absl::Status)> done) override;
   void Close(EndpointId endpoint, std::function<void()> quiesced) override;
+  void ShareMemory(int fd, std::span<const std::byte> memory) override {
+    if (shm_) shm_->ShareMemory(fd, memory);
+  }
   int Progress() override;
   void Wait(int timeout_ms) override;
   void Wake() override;
@@ -94,6 +107,7 @@ class UcxTransport final : public Transport {
   ucp_listener_h listener_ = nullptr;
   int ucx_fd_ = -1;
   int wake_fd_ = -1;
+  bool tcp_only_ = false;
   size_t max_connections_ = 0;
   std::string address_;
   TransportHandler* handler_ = nullptr;
@@ -134,6 +148,7 @@ absl::Status UcxTransport::Init(const UcxOptions& options) {
     UcxShmLanes::Options shm;
     shm.device = split.shm;
     shm.cma = split.cma;
+    shm.map = split.map;
     shm.max_lanes = std::min(options.max_connections, options.max_shm_lanes);
     shm.handler = &handler_;
     shm.events = &events_;
@@ -145,6 +160,9 @@ absl::Status UcxTransport::Init(const UcxOptions& options) {
 }
 
 absl::Status UcxTransport::StartNetwork(const UcxOptions& options, const std::string& tls) {
+  const std::vector<std::string> names = absl::StrSplit(tls, ',', absl::SkipEmpty());
+  tcp_only_ = std::all_of(names.begin(), names.end(),
+                          [](const std::string& name) { return name == "tcp" || name == "self"; });
   std::string host = options.listen_host;
   if (host.empty()) {
     TP_ASSIGN_OR_RETURN(host, FirstAddressOf(options.net_devices));
@@ -155,8 +173,12 @@ absl::Status UcxTransport::StartNetwork(const UcxOptions& options, const std::st
   TP_RETURN_IF_ERROR(FromUcs(ucp_config_read(nullptr, nullptr, &config), "reading UCX's environment"));
   ucs_status_t s = ucp_config_modify(config, "NET_DEVICES", options.net_devices.c_str());
   if (s == UCS_OK) s = ucp_config_modify(config, "TLS", tls.c_str());
-  // Rendezvous by active messages: put over TCP would be one-sided writes, and was measured slower.
+  // Rendezvous by active messages: put would be one-sided writes into our memory, and a force-close over TCP
+  // does not stop those that are on their way (openucx/ucx#11918).
   if (s == UCS_OK) s = ucp_config_modify(config, "PUT_ENABLE", "n");
+  // A piece of a bulk message over TCP, the same at both ends. With 64 KiB, UCX's own, each is a message and
+  // a wake-up too many: two thirds of the speed.
+  if (s == UCS_OK) s = ucp_config_modify(config, "RX_SEG_SIZE", kTcpSegment);
   if (s == UCS_OK) {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES;
@@ -381,7 +403,8 @@ absl::Status UcxTransport::SendBulk(EndpointId to, std::string_view header,
   Op* op = NewOp(to);
   op->bytes = std::string(header);
   op->done = std::move(done);
-  return Post(*endpoint, op, kBulkId, op->bytes, payload, 0);
+  const bool one_piece = tcp_only_ && payload.size() <= kOnePieceBytes;
+  return Post(*endpoint, op, kBulkId, op->bytes, payload, one_piece ? UCP_AM_SEND_FLAG_EAGER : 0);
 }
 
 void UcxTransport::OnSent(void* request, ucs_status_t status, void* arg) {
@@ -434,8 +457,15 @@ ucs_status_t UcxTransport::OnBulkData(void* arg, const void* header, size_t head
     return UCS_OK;
   }
   if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {
-    if (length > 0) std::memcpy(sink.dst.data(), data, length);
-    self->events_.push_back([done = std::move(sink.done)] { done(absl::OkStatus()); });
+    if (sink.digest != nullptr) {
+      sink.digest->Copy(sink.dst.data(), {static_cast<const std::byte*>(data), length},
+                        length >= kStreamFrom);
+      _mm_sfence();
+    } else if (length > 0) {
+      std::memcpy(sink.dst.data(), data, length);
+    }
+    // One of no bytes that is dropped has none.
+    if (sink.done) self->events_.push_back([done = std::move(sink.done)] { done(absl::OkStatus()); });
     return UCS_OK;
   }
   Op* op = self->NewOp(from);

@@ -25,7 +25,8 @@ struct UcxOptions {
 };
 
 // UCX over active messages (UCP, no RMA feature): control messages eager and copied, bulk by rendezvous (over
-// shared memory: in chunks) into the memory that the handler names.
+// shared memory: see ucx_shm.h) into the memory that the handler names. Where there is only TCP, bulk up to
+// 960 KiB is eager and copied, too: both ends need the same receive segment size, or the receiver ends.
 // Address() is "ucx:HOST:PORT" of a UCX listener: each connection is a pair of endpoints of its own, so
 // closing one never touches another, and an address that was tampered with cannot crash us (a packed UCX
 // worker address can). With shared memory ";shm=..." follows (ucx_shm.h); peers of the same host take that.

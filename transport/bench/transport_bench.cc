@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/shared_memory.h"
 #include "base/status.h"
 #include "transport/bench/ucx_tag_link.h"
 
@@ -73,6 +74,20 @@ std::span<std::byte> Arena(size_t bytes, int fill) {
   madvise(p, bytes, MADV_HUGEPAGE);
   std::memset(p, fill, bytes);
   return {static_cast<std::byte*>(p), bytes};
+}
+
+// The same, as the pool's memory is: peers may map it to read.
+struct SharedArena {
+  SharedMemory memory;
+  FileDescriptor fd;
+  std::span<const std::byte> bytes;
+};
+absl::StatusOr<SharedArena> MakeSharedArena(size_t bytes, int fill) {
+  TP_ASSIGN_OR_RETURN(auto made, SharedMemory::Create("tidepool-bench", bytes, /*peer_writes=*/false));
+  std::memset(made.first.data(), fill, bytes);
+  SharedArena out{std::move(made.first), std::move(made.second), {}};
+  out.bytes = {out.memory.data(), bytes};
+  return out;
 }
 
 // The side that sends: hands out block i for each "i" it is asked for... all of them, `in_flight` at a time.
@@ -135,6 +150,11 @@ absl::Status PeerGone() { return absl::UnavailableError("the other process of th
 // The sending process: does what the other asks, by name, until it is told to stop or is left alone.
 absl::Status RunSender(const TransportBenchOptions& options, const Pipe& pipe) {
   const auto memory = Arena(options.pass_bytes, 2);
+  SharedArena shared;
+  for (const Subject& subject : options.subjects) {
+    if (!subject.from_shared_memory || !shared.bytes.empty()) continue;
+    TP_ASSIGN_OR_RETURN(shared, MakeSharedArena(options.pass_bytes, 2));
+  }
   const double timeout = absl::ToDoubleSeconds(options.timeout);
   struct Served {
     std::unique_ptr<Sender> handler;
@@ -144,8 +164,10 @@ absl::Status RunSender(const TransportBenchOptions& options, const Pipe& pipe) {
   std::map<std::string, std::unique_ptr<UcxTagLink>> links;
   for (const Subject& subject : options.subjects) {
     Served served;
-    served.handler = std::make_unique<Sender>(memory, options.block_bytes, options.in_flight);
+    const std::span<const std::byte> source = subject.from_shared_memory ? shared.bytes : memory;
+    served.handler = std::make_unique<Sender>(source, options.block_bytes, options.in_flight);
     TP_ASSIGN_OR_RETURN(served.transport, CreateTransport(subject.transport));
+    if (subject.from_shared_memory) served.transport->ShareMemory(shared.fd.get(), source);
     served.transport->SetHandler(served.handler.get());
     served.handler->transport = served.transport.get();
     pipe.Write(served.transport->Address());
@@ -312,11 +334,15 @@ absl::StatusOr<std::vector<BenchRow>> RunTransportBench(const TransportBenchOpti
   }
   options.pass_bytes -= options.pass_bytes % options.block_bytes;
   if (options.subjects.empty()) {
-    Subject shm{.name = "transport/ucx-shm/bulk", .against_memcpy = true};
-    shm.transport.ucx.tls = "posix";
+    Subject mapped{.name = "transport/shm/bulk", .from_shared_memory = true, .against_memcpy = true};
+    mapped.transport.ucx.tls = "shm";
+    Subject read{.name = "transport/shm/bulk-of-private-memory", .against_memcpy = true};
+    read.transport.ucx.tls = "shm";
+    Subject fifo{.name = "transport/ucx-posix/bulk", .against_memcpy = true};
+    fifo.transport.ucx.tls = "posix";
     Subject tcp{.name = "transport/ucx-tcp/bulk"};
     tcp.transport.ucx.tls = "tcp";
-    options.subjects = {shm, tcp};
+    options.subjects = {mapped, read, fifo, tcp};
   }
   int between[2], report[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, between) != 0) {
