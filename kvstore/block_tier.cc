@@ -16,6 +16,12 @@ std::string_view TierStateName(TierState state) {
   return "unknown";
 }
 
+void BlockTier::Compress(const BlockKey&, CompressDone done) {
+  done(absl::FailedPreconditionError(caps().name + " tier: it has no shorter form of a block"));
+}
+
+std::optional<BlockKey> BlockTier::NextVictim(size_t) const { return std::nullopt; }
+
 BlockTier::Predicate EveryBlock() {
   return [](const TierEntry&) { return true; };
 }

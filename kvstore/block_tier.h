@@ -98,6 +98,12 @@ class BlockTier {
   using ReadId = uint64_t;
 
   using CountDone = std::function<void(absl::StatusOr<uint64_t>)>;
+
+  // What a block takes of the tier's capacity, before and after; the same where it stayed as it was.
+  struct Compressed {
+    uint64_t before = 0, after = 0;
+  };
+  using CompressDone = std::function<void(absl::StatusOr<Compressed>)>;
   using Predicate = std::function<bool(const TierEntry&)>;
 
   // What policy may know of a backend; it never asks which backend it is.
@@ -144,6 +150,17 @@ class BlockTier {
   // Erases what `matches`, writes that were accepted before included; answers how many were there.
   // `matches` runs here and on a thread of the tier, and must not call it.
   virtual void EraseIf(Predicate matches, CountDone done) = 0;
+
+  // Stores a block that is there again, in fewer bytes and without loss: what Read gives is the same to the
+  // bit, and the block is readable all the time. One that would hardly become shorter stays as it is. Gives
+  // way to loads and shares the stores' budgets. NotFound: there is none (any more). ResourceExhausted: too
+  // many are waiting, no time beside the loads, or no budget; ask again later. DataLoss: it was damaged, and
+  // is dropped. FailedPrecondition: a tier that has no shorter form. Unavailable.
+  virtual void Compress(const BlockKey& key, CompressDone done);
+
+  // A hint for admission, from memory: what would have to go first for a block of so many bytes. nullopt:
+  // nothing, or nobody knows.
+  virtual std::optional<BlockKey> NextVictim(size_t payload_bytes) const;
 
   // A hint for planning, from memory: true may turn out a miss. False while the tier is not kOn.
   virtual bool Contains(const BlockKey& key) const = 0;

@@ -49,6 +49,10 @@ class EncodedTier final : public BlockTier {
   void Write(const BlockInfo& info, std::span<const std::byte> block, Done done) override;
   void Erase(const BlockKey& key, Done done) override;
   void EraseIf(Predicate matches, CountDone done) override;
+  void Compress(const BlockKey& key, CompressDone done) override { inner_->Compress(key, std::move(done)); }
+  std::optional<BlockKey> NextVictim(size_t) const override {
+    return inner_->NextVictim(codec_.MaxEncodedBytes(layout_));
+  }
   bool Contains(const BlockKey& key) const override { return inner_->Contains(key); }
   std::optional<TierEntry> Find(const BlockKey& key) const override { return inner_->Find(key); }
   Page List(uint64_t cursor, size_t max) const override { return inner_->List(cursor, max); }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -242,17 +243,18 @@ class TierBench {
   static constexpr size_t kBuffers = 64;
 
   static absl::StatusOr<std::unique_ptr<TierBench>> Make(const DiskBenchOptions& options,
-                                                         const std::string& directory) {
+                                                         const std::string& directory, bool lossless) {
     auto bench = std::unique_ptr<TierBench>(new TierBench(options));
     if (!bench->memory_.ok()) return absl::ResourceExhaustedError("no memory for the benchmark");
     Rng rng(7);
     for (size_t i = 0; i < bench->memory_.span().size(); i += 8) {
-      const uint64_t v = rng.Next();
+      const uint64_t v = lossless ? FourNumbers(rng) : rng.Next();
       std::memcpy(bench->memory_.span().data() + i, &v, 8);
     }
     DiskTierOptions o;
     o.path = directory;
-    o.name = "bench";
+    o.name = lossless ? "lossless" : "bench";
+    o.compress = lossless;
     o.fingerprint = "bench";
     o.layout = {.layers = static_cast<uint32_t>(options.block_bytes / 4096),
                 .kv_heads = 1,
@@ -275,6 +277,11 @@ class TierBench {
     return bench;
   }
 
+  // Bytes of the disk that a block takes.
+  double BytesOfBlock() const {
+    const TierStats stats = tier_->stats();
+    return static_cast<double>(stats.bytes) / static_cast<double>(std::max<uint64_t>(stats.blocks, 1));
+  }
   // Stores `blocks` new ones, in place of what is there. Bytes of payload a second.
   absl::StatusOr<double> Store() {
     first_ += options_.blocks;
@@ -333,6 +340,16 @@ class TierBench {
   }
 
  private:
+  // bf16 numbers of about normal distribution, as KV has them.
+  static uint64_t FourNumbers(Rng& rng) {
+    uint64_t out = 0;
+    for (int i = 0; i < 4; ++i) {
+      double sum = 0;
+      for (int k = 0; k < 4; ++k) sum += static_cast<double>(rng.Below(1 << 20)) / (1 << 19) - 1;
+      out = out << 16 | std::bit_cast<uint32_t>(static_cast<float>(sum)) >> 16;
+    }
+    return out;
+  }
   explicit TierBench(const DiskBenchOptions& options)
       : options_(options), memory_(kBuffers * options.block_bytes) {}
   std::span<std::byte> Buffer(size_t i) const {
@@ -426,7 +443,7 @@ absl::StatusOr<double> OpenSeconds(const std::string& directory, size_t block_by
     for (uint64_t n = 0; n < extents; ++n) {
       IndexEntry e;
       e.key = KeyOf(n);
-      e.extent = n;
+      e.place = n * (RecordBytes(RecordHeaderBytes(32), o.layout.block_bytes()) / kDiskPageBytes);
       e.stamp = {1, n};
       std::memcpy(&e.space, space.data(), sizeof e.space);
       if (n % 32 != 0) e.parent = KeyOf(n - 1);
@@ -455,19 +472,25 @@ absl::StatusOr<std::vector<BenchRow>> RunDiskBench(const DiskBenchOptions& optio
   if (work.path().empty()) return absl::UnavailableError(options.path + ": no directory can be made there");
   const size_t record_bytes = RecordBytes(RecordHeaderBytes(32), options.block_bytes);
   DiskReference reference(options, work.path(), record_bytes);
-  TP_ASSIGN_OR_RETURN(auto tier, TierBench::Make(options, work.path()));
+  TP_ASSIGN_OR_RETURN(auto tier, TierBench::Make(options, work.path(), /*lossless=*/false));
+  TP_ASSIGN_OR_RETURN(auto lossless, TierBench::Make(options, work.path(), /*lossless=*/true));
   // Once over everything: the first write to an extent is dearer than the next ones.
   TP_RETURN_IF_ERROR(reference.Measure(true).status());
   TP_RETURN_IF_ERROR(tier->Store().status());
+  TP_RETURN_IF_ERROR(lossless->Store().status());
 
-  std::vector<double> ref_write, ref_read, store, load, beside, blob_put, blob_get, store_ratio, load_ratio,
-      beside_ratio;
+  std::vector<double> shorter_store, shorter_load, ref_write, ref_read, store, load, beside, blob_put,
+      blob_get, store_ratio, load_ratio, beside_ratio;
   uint64_t stored = 0;
   for (int round = 0; round < options.rounds; ++round) {
     TP_ASSIGN_OR_RETURN(const double rw, reference.Measure(true));
     TP_ASSIGN_OR_RETURN(const double s, tier->Store());
     TP_ASSIGN_OR_RETURN(const double rr, reference.Measure(false));
     TP_ASSIGN_OR_RETURN(const double l, tier->Load());
+    TP_ASSIGN_OR_RETURN(const double ls, lossless->Store());
+    TP_ASSIGN_OR_RETURN(const double ll, lossless->Load());
+    shorter_store.push_back(ls / s);
+    shorter_load.push_back(ll / l);
     uint64_t meanwhile = 0;
     TP_ASSIGN_OR_RETURN(const double b, tier->LoadWhileStoring(meanwhile));
     ref_write.push_back(rw);
@@ -498,6 +521,12 @@ absl::StatusOr<std::vector<BenchRow>> RunDiskBench(const DiskBenchOptions& optio
   rows.push_back({absl::StrCat("disk load while storing (", stored, " stores meanwhile)"),
                   Median(beside) / giga, "GB/s", "disk load alone", Median(load) / giga,
                   Median(beside_ratio)});
+  rows.push_back({"lossless: bytes of a block on the disk", lossless->BytesOfBlock(), "bytes", "plain",
+                  tier->BytesOfBlock(), lossless->BytesOfBlock() / tier->BytesOfBlock()});
+  rows.push_back({"lossless: disk load", Median(shorter_load) * Median(load) / giga, "GB/s", "plain",
+                  Median(load) / giga, Median(shorter_load)});
+  rows.push_back({"lossless: disk store", Median(shorter_store) * Median(store) / giga, "GB/s", "plain",
+                  Median(store) / giga, Median(shorter_store)});
   if (options.blob_db) {
     rows.push_back({"disk store", Median(store) / giga, "GB/s", "RocksDB BlobDB put", Median(blob_put) / giga,
                     Median(store) / Median(blob_put)});

@@ -22,8 +22,9 @@ struct DiskBenchOptions {
 
 // Measures the disk tier against the disk: loads and stores beside fio at the same block size, depth and
 // engine (where fio is not installed, a loop of direct I/O without checksums or copies, and the rows say so),
-// loads while stores go on, RocksDB's BlobDB. Takes half a minute and 3 * blocks * block_bytes of disk.
-// Errors name what failed.
+// loads while stores go on, the same with blocks that lie encoded
+// without loss (of drawn numbers), RocksDB's BlobDB. Takes half a minute and 4 * blocks * block_bytes of
+// disk. Errors name what failed.
 absl::StatusOr<std::vector<BenchRow>> RunDiskBench(const DiskBenchOptions& options);
 
 }  // namespace tidepool

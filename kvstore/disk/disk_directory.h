@@ -36,6 +36,9 @@ class DiskDirectory {
   DiskDirectory(DiskDirectory&& other) noexcept;
   DiskDirectory& operator=(DiskDirectory&& other) noexcept;
   ~DiskDirectory();
+  // The files stay open, and the directory held, for as long as the process lives: somebody may still use
+  // them.
+  void LeaveOpen() { lock_fd_ = blocks_fd_ = -1; }
 
   const std::string& path() const { return path_; }
   std::string index_path() const { return path_ + "/index"; }

@@ -31,7 +31,8 @@ class DiskIo {
   // Operations that have not begun are dropped; those that hang may go on (their buffers stay theirs).
   virtual ~DiskIo() = default;
 
-  // The file of the operations from now on; the caller keeps it open until the last of them is complete.
+  // The file of the operations from now on; the caller keeps it open until the last of them is complete, also
+  // beyond the end of this object.
   virtual void Attach(int fd) = 0;
   // At most as many under way as the depth it was made with.
   virtual void Submit(const Op& op) = 0;

@@ -31,6 +31,16 @@ Counter& MovedBytes(MetricRegistry& m, const char* op) {
   return m.AddCounter("tidepool_pool_tier_bytes_total", "Bytes moved from and to the tier.",
                       {{"tier", "disk"}, {"op", op}});
 }
+Counter& Compressed(MetricRegistry& m, const char* result) {
+  return m.AddCounter("tidepool_pool_compressed_blocks_total",
+                      "Blocks on the disk that were to be stored in fewer bytes, by what became of them.",
+                      {{"tier", "disk"}, {"result", result}});
+}
+Counter& CodedBytes(MetricRegistry& m, const char* form) {
+  return m.AddCounter("tidepool_pool_encoded_bytes_total",
+                      "Bytes of blocks that went through the lossless encoding, and what was stored of them.",
+                      {{"tier", "disk"}, {"form", form}});
+}
 Histogram& Seconds(MetricRegistry& m, const char* op) {
   return m.AddHistogram("tidepool_pool_op_seconds", "Time of one operation at the tier's backend.",
                         LatencyBuckets(), {{"tier", "disk"}, {"op", op}});
@@ -77,6 +87,10 @@ DiskProbe::DiskProbe(MetricRegistry& m)
                                 {{"tier", "disk"}})),
       read_bytes(MovedBytes(m, "read")),
       written_bytes(MovedBytes(m, "write")),
+      compressed_shorter(Compressed(m, "shorter")),
+      compressed_not_worth(Compressed(m, "as_it_was")),
+      coded_payload_bytes(CodedBytes(m, "payload")),
+      coded_stored_bytes(CodedBytes(m, "stored")),
       read_seconds(Seconds(m, "read")),
       write_seconds(Seconds(m, "write")),
       opening_(State(m, TierState::kOpening)),

@@ -53,6 +53,10 @@ struct DiskProbe {
   Counter& index_resets;
   Counter& read_bytes;
   Counter& written_bytes;
+  Counter& compressed_shorter;  // by Compress
+  Counter& compressed_not_worth;
+  Counter& coded_payload_bytes;  // by Compress and by stores
+  Counter& coded_stored_bytes;
   Histogram& read_seconds;
   Histogram& write_seconds;
 

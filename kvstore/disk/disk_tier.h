@@ -22,6 +22,8 @@ struct DiskTierOptions {
   std::string codec = "none";    // what the payloads are coded with
   size_t payload_bytes_max = 0;  // 0: the layout's block
   uint64_t bytes = 0;            // of the extent file; at least four records
+  bool compress = false;         // blocks are stored in fewer bytes, without loss, where that is worth it
+  uint64_t read_bytes_per_second = 0;   // 0: no limit
   uint64_t write_bytes_per_second = 0;  // 0: no limit
   uint64_t write_bytes_per_day = 0;     // by the wall clock's day, restarts included; 0: no limit
   absl::Duration slow_op = absl::Milliseconds(800);  // an operation of one record that takes longer: tier off
@@ -38,18 +40,22 @@ struct DiskTierOptions {
   absl::Duration read_quiet = absl::Milliseconds(10);
   absl::Duration probe_after = absl::Milliseconds(500);  // first look at a tier that is off; then doubled
   absl::Duration probe_after_max = absl::Seconds(15);
-  absl::Duration lock_wait = absl::Seconds(1);  // for a process before us to be gone
+  absl::Duration close_wait = absl::Seconds(2);  // at the end: for operations that hang, then for the index
+  absl::Duration lock_wait = absl::Seconds(1);   // for a process before us to be gone
   size_t max_tiers = 16;              // directories NAME, NAME-1, ... of workers with one name on one machine
   bool preallocate = true;            // false: the file grows as it is written, and a full disk shows later
   std::string eviction = "lru";       // one of PolicyNames()
   MetricRegistry* metrics = nullptr;  // required; outlives the tier
   // The disk under the extent file; the default is MakeDiskIo. Tests put faults here.
   std::function<absl::StatusOr<std::unique_ptr<DiskIo>>(size_t depth)> make_io;
+  // Called on the index's thread before each change of the index; tests hang it.
+  std::function<void()> before_index_change;
 };
 
 // DiskTier: blocks on a local disk. Driver with two threads: one moves bytes (direct I/O between extents of
 // one preallocated file and buffers of its own, checksums, copies), the other owns the index (RocksDB: key to
-// extent) and the directory. Nothing of the disk is trusted: a block is returned only if the record read is
+// extent) and the directory; one to four more encode and decode payloads that lie encoded (plane_codec.h).
+// Nothing of the disk is trusted: a block is returned only if the record read is
 // whole and says that it is this key, of this model, layout and codec, at this place, of this write.
 //
 // An index that cannot be read is begun anew (the tier is a cache). What makes the tier unusable (a directory
@@ -60,7 +66,9 @@ class DiskTier final : public BlockTier {
   // Returns at once; the directory is opened on the tier's thread (state kOpening). InvalidArgument: options
   // that no disk could serve.
   static absl::StatusOr<std::unique_ptr<DiskTier>> Create(DiskTierOptions options);
-  // Waits for operations under way, as long as slow_op.
+  // Waits for operations under way, as long as slow_op and close_wait allow; for the index as long as
+  // close_wait. A disk or an index that hangs longer is left behind with its memory and its file, and its
+  // thread ends when its call returns.
   ~DiskTier() override;
 
   Caps caps() const override;
@@ -70,6 +78,8 @@ class DiskTier final : public BlockTier {
   void Write(const BlockInfo& info, std::span<const std::byte> payload, Done done) override;
   void Erase(const BlockKey& key, Done done) override;
   void EraseIf(Predicate matches, CountDone done) override;
+  void Compress(const BlockKey& key, CompressDone done) override;
+  std::optional<BlockKey> NextVictim(size_t payload_bytes) const override;
   bool Contains(const BlockKey& key) const override;
   std::optional<TierEntry> Find(const BlockKey& key) const override;
   Page List(uint64_t cursor, size_t max) const override;
@@ -86,8 +96,13 @@ class DiskTier final : public BlockTier {
 
  private:
   class Impl;
-  explicit DiskTier(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit DiskTier(std::shared_ptr<Impl> impl);
+  const std::shared_ptr<Impl> impl_;
 };
+
+// Tiers of this process whose thread had to be left behind in an index that hangs. A process where there are
+// some has to end by _exit: RocksDB's own threads hang, too, and the end of its static objects waits for
+// them.
+int DiskTiersLeftBehind();
 
 }  // namespace tidepool

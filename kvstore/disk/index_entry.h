@@ -13,8 +13,9 @@ namespace tidepool {
 
 // What the index says of one record: where it is and what a listing shows. Tokens are in the record only.
 struct IndexEntry {
+  uint32_t version = kRecordVersion;  // of the record
   BlockKey key;
-  uint64_t extent = 0;
+  uint64_t place = 0;  // RecordHeader::place
   RecordStamp stamp;
   uint64_t space = 0;  // the first eight bytes of RecordHeader::space, little-endian
   std::optional<BlockKey> parent;
@@ -24,7 +25,9 @@ struct IndexEntry {
   uint32_t position = 0;
   float compute_seconds = 0;
   uint64_t payload_bytes = 0;
-  uint32_t stored_at = 0;  // wall clock, seconds since 1970: orders records of earlier runs by age
+  RecordEncoding encoding = RecordEncoding::kPlain;
+  uint64_t stored_bytes = 0;  // with kPlain payload_bytes, whatever this says
+  uint32_t stored_at = 0;     // wall clock, seconds since 1970: orders records of earlier runs by age
 
   bool operator==(const IndexEntry&) const = default;
 };

@@ -4,6 +4,7 @@
 
 #include "absl/time/time.h"
 #include "kvstore/disk/rocks_index.h"
+#include "kvstore/disk/token_bucket.h"
 
 namespace tidepool {
 
@@ -43,12 +44,9 @@ class WriteGate {
   void set_written(const WrittenToday& written) { written_ = written; }
 
  private:
-  void Refill(absl::Time now);
-
   const Options options_;
   WrittenToday written_;
-  double tokens_ = 0;
-  absl::Time refilled_;
+  TokenBucket bucket_;
   double credit_ = 0;  // bytes that loads have earned for stores
   absl::Time reads_until_ = absl::InfinitePast();
 };

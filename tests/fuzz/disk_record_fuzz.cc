@@ -1,12 +1,15 @@
 // The disk tier's formats: decoding stays within its bytes whatever they are, and what decodes encodes to the
 // same bytes. The input is [kind | bytes]: r the header area of a record, i the key and the value of an entry
 // of the index; with R and I the target makes the checksum right, or little behind it would ever be reached.
+// [1, 2 or 4 | length, two bytes | bytes]: an encoded payload of numbers of that width, and how many bytes it
+// is to give.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "kvstore/disk/crc32c.h"
 #include "kvstore/disk/index_entry.h"
+#include "kvstore/disk/plane_codec.h"
 #include "kvstore/disk/record.h"
 #include "tests/fuzz/fuzz_target.h"
 
@@ -54,6 +57,25 @@ void OneEntry(std::string_view text, bool repair) {
   TP_CHECK(EncodeIndexValue(*entry) == value);
 }
 
+void OnePayload(std::string_view text, size_t width) {
+  if (text.size() < 2) return;
+  uint16_t bytes;
+  std::memcpy(&bytes, text.data(), sizeof bytes);
+  text.remove_prefix(2);
+  std::vector<std::byte> in(text.size());
+  if (!text.empty()) std::memcpy(in.data(), text.data(), text.size());
+  std::vector<std::byte> out(bytes);
+  PlaneCodec codec(width);
+  const absl::Status decoded = codec.Decode(in, out);
+  if (!decoded.ok()) return CheckRefusal(decoded);
+  // What came out goes in again, and comes out the same.
+  std::vector<std::byte> coded(out.size() + 64), back(out.size());
+  const auto length = codec.Encode(out, coded);
+  TP_CHECK(length.has_value());
+  TP_CHECK(codec.Decode(std::span(coded).first(*length), back).ok());
+  TP_CHECK(back == out);
+}
+
 }  // namespace
 
 TIDEPOOL_FUZZ_TARGET(disk_record) {
@@ -66,6 +88,10 @@ TIDEPOOL_FUZZ_TARGET(disk_record) {
     case 'I':
     case 'i':
       return OneEntry(rest, input[0] == 'I');
+    case '1':
+    case '2':
+    case '4':
+      return OnePayload(rest, static_cast<size_t>(input[0] - '0'));
     default:
       return;
   }

@@ -1086,15 +1086,17 @@ def kv_codec():
 
 
 def disk_record():
-    """[kind | bytes]: r a record's header area, i key and value of the index; R and I have their checksum repaired."""
+    """[kind | bytes]: r a record's header area, i key and value of the index; R and I have their checksum repaired.
+    [width | bytes that are to come out, u16 | encoded payload]."""
 
     def record(layout=b"l2 h1 d8 b4 bfloat16", tenant=b"tenant", tokens=(1, 2, 3, 4), used=None, parent=bytes(range(32)), flags=1,
-               count=None, seconds=0.5, area=640):
+               count=None, seconds=0.5, area=640, version=1, stored=None):
         fixed = struct.pack("<QQQ", 1, 2, 3) + bytes([7]) * 32 + bytes([8]) * 32 + parent
         fixed += struct.pack("<QIIfI", 9, 1, 0, seconds, flags) + struct.pack("<QIHHI", 256, 0xDEADBEEF, len(layout), len(tenant),
                                                                               len(tokens) if count is None else count)
+        fixed += b"" if stored is None else struct.pack("<QII", *stored)
         body = fixed + layout + tenant + struct.pack(f"<{len(tokens)}i", *tokens)
-        text = b"TPKVREC1" + struct.pack("<II", 0, 16 + len(body) if used is None else used) + body
+        text = b"TPKVREC" + b"%d" % version + struct.pack("<II", 0, 16 + len(body) if used is None else used) + body
         return text + bytes(max(0, area - len(text)))
 
     headers = {
@@ -1110,20 +1112,30 @@ def disk_record():
         "short": record()[:100],
         "bytes_behind": record()[:-1] + b"x",
         "long_tenant": record(tenant=b"t" * 300),
+        # Of more tokens than a block has: they fit, and with version 2's longer fixed part would not.
+        "tokens_to_the_end": record(layout=b"", tenant=b"", tokens=tuple(range(115))),
+        "version_2": record(version=2, stored=(256, 0xDEADBEEF, 0)),
+        "version_2_encoded": record(version=2, stored=(200, 1, 1)),
+        "version_2_plain_of_other_length": record(version=2, stored=(200, 1, 0)),
+        "version_2_unknown_encoding": record(version=2, stored=(200, 1, 2)),
+        "version_3": record(version=3, stored=(200, 1, 1)),
     }
     for name, content in headers.items():
         put("disk_record", f"record_{name}", b"R" + content)
     put("disk_record", "record_unrepaired", b"r" + record())
 
-    def entry(version=1, flags=1, tenant=b"tenant", length=None, seconds=1.5, parent=bytes(range(32))):
+    def entry(version=1, flags=1, tenant=b"tenant", length=None, seconds=1.5, parent=bytes(range(32)), stored=b""):
         return bytes([3]) * 32 + struct.pack("<BBHIQQQQQQIIf", version, flags, len(tenant) if length is None else length, 1, 2, 3, 4,
-                                             5, 4096, 6, 7, 8, seconds) + parent + tenant + bytes(4)
+                                             5, 4096, 6, 7, 8, seconds) + parent + stored + tenant + bytes(4)
 
     entries = {
         "good": entry(),
         "no_parent": entry(flags=0, parent=bytes(32)),
         "parent_without_flag": entry(flags=0),
-        "version_2": entry(version=2),
+        "version_2": entry(version=2, stored=struct.pack("<QB", 4096, 0)),
+        "version_2_encoded": entry(version=2, stored=struct.pack("<QB", 3000, 1)),
+        "version_2_cut": entry(version=2),
+        "version_2_unknown_encoding": entry(version=2, stored=struct.pack("<QB", 3000, 9)),
         "flags_7": entry(flags=7),
         "long_tenant": entry(tenant=b"t" * 300),
         "length_beyond": entry(length=65535),
@@ -1134,6 +1146,31 @@ def disk_record():
         put("disk_record", f"index_{name}", b"I" + content)
     put("disk_record", "index_unrepaired", b"i" + entry())
     put("disk_record", "no_bytes", b"")
+
+    def plane(content):
+        return struct.pack("<I", len(content)), content
+
+    def zeros(count):  # a zstd frame of one block: so many zeros
+        frame = b"\x28\xb5\x2f\xfd\x20" + bytes([count]) + struct.pack("<I", count << 3 | 3)[:3] + b"\0"
+        return struct.pack("<I", len(frame) | 1 << 31), frame
+
+    def payload(width, count, planes, rest=b"", version=1):
+        return (b"%d" % width + struct.pack("<H", count) + bytes([version, width, 0, 0]) + b"".join(p[0] for p in planes) +
+                b"".join(p[1] for p in planes) + rest)
+
+    payloads = {
+        "bytes": payload(1, 5, [plane(b"hello")]),
+        "halves": payload(2, 9, [zeros(4), plane(b"abcd")], b"x"),
+        "floats": payload(4, 12, [zeros(3), plane(b"abc"), plane(b"def"), zeros(3)]),
+        "nothing": payload(2, 0, [plane(b""), plane(b"")]),
+        "plane_of_other_length": payload(2, 8, [zeros(5), plane(b"abcd")]),
+        "plane_beyond": payload(1, 5, [(struct.pack("<I", 2**31 - 1), b"hello")]),
+        "rest_missing": payload(2, 9, [zeros(4), plane(b"abcd")]),
+        "other_version": payload(1, 5, [plane(b"hello")], version=2),
+        "short": b"2\x08\x00\x01\x02",
+    }
+    for name, content in payloads.items():
+        put("disk_record", f"payload_{name}", content)
 
 
 def fetch_frame():
@@ -1148,7 +1185,7 @@ def fetch_frame():
     def data_range(index=0, begin=0, end=4, codec=0, length=64, slot=5, generation=9):
         return struct.pack("<IIQIIBQQ", index, slot, generation, begin, end, codec, length, 0x1122334455667788)
 
-    def frame(kind, body, version=2, magic=b"TPKV", boots=(b"boot-a", b"boot-b")):
+    def frame(kind, body, version=3, magic=b"TPKV", boots=(b"boot-a", b"boot-b")):
         return magic + bytes([version, kind]) + text(boots[0]) + text(boots[1]) + body
 
     def fetch(count, items, window=1 << 20):

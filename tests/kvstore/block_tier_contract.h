@@ -145,6 +145,29 @@ TEST_P(BlockTierContract, ShorterPayloadKeepsItsLength) {
   EXPECT_EQ(tier_->Find(Key(1))->bytes, half.size());
 }
 
+TEST_P(BlockTierContract, ACompressedBlockReadsTheSame) {
+  const auto compress = [&](uint8_t n) {
+    return Await<absl::StatusOr<BlockTier::Compressed>>(
+        [&](BlockTier::CompressDone d) { tier_->Compress(Key(n), std::move(d)); });
+  };
+  ASSERT_TRUE(Write(1).ok());
+  for (int i = 0; i < 2; ++i) {
+    const auto done = compress(1);
+    if (absl::IsFailedPrecondition(done.status())) GTEST_SKIP() << done.status();
+    ASSERT_TRUE(done.ok()) << done.status();
+    EXPECT_GT(done->after, 0u);
+    EXPECT_LE(done->after, done->before);
+    EXPECT_TRUE(i == 0 || done->after == done->before);
+    auto dst = Block(0);
+    ASSERT_TRUE(Read(1, dst).ok());
+    EXPECT_EQ(dst, Block(1));
+    EXPECT_EQ(tier_->Find(Key(1))->bytes, kBytes);
+  }
+  EXPECT_EQ(compress(2).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(log_.stored(), std::vector<BlockKey>{Key(1)});  // it is the same block
+  EXPECT_TRUE(log_.removed().empty());
+}
+
 TEST_P(BlockTierContract, ErasedBlockIsAMissAndErasingNothingIsFine) {
   ASSERT_TRUE(Write(1).ok());
   EXPECT_TRUE(Erase(1).ok());

@@ -1,5 +1,7 @@
 tidepool_test(disk_record_test LIBS tp_kvstore_disk)
+tidepool_test(plane_codec_test LIBS tp_disk_record)
 tidepool_test(disk_core_test LIBS tp_kvstore_disk)
+tidepool_test(admission_replay_test LIBS tp_kvstore_disk)
 tidepool_test(disk_tier_test LIBS tp_kvstore_disk)
 tidepool_test(disk_fault_test LIBS tp_kvstore_disk)
 tidepool_test(disk_crash_test LIBS tp_kvstore_disk)

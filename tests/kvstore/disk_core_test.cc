@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <set>
@@ -9,8 +10,10 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "kvstore/disk/extent_table.h"
+#include "kvstore/disk/page_runs.h"
 #include "kvstore/disk/speed_meter.h"
 #include "kvstore/disk/tier_breaker.h"
+#include "kvstore/disk/token_bucket.h"
 #include "kvstore/disk/write_gate.h"
 #include "tests/kvstore/disk_test_util.h"
 
@@ -21,25 +24,27 @@ std::unique_ptr<EvictionPolicy> Lru(uint32_t capacity) {
   return *CreatePolicy({.name = "lru", .capacity = capacity});
 }
 
-IndexEntry EntryOf(uint64_t n, uint64_t extent, std::optional<uint64_t> parent = std::nullopt) {
+// A full record of one page; `place` is that page.
+IndexEntry EntryOf(uint64_t n, uint64_t place, std::optional<uint64_t> parent = std::nullopt) {
   IndexEntry e;
   e.key = KeyOf(n);
-  e.extent = extent;
+  e.place = place;
   e.stamp = {1, n};
   if (parent) e.parent = KeyOf(*parent);
   e.tenant = "t";
-  e.payload_bytes = 100;
+  e.payload_bytes = e.stored_bytes = 100;
   return e;
 }
 
 class ExtentTableTest : public testing::Test {
  protected:
+  static constexpr uint64_t kPage = kDiskPageBytes;
   // Allocates and commits; the keys that went.
   std::vector<BlockKey> Put(ExtentTable& table, uint64_t n, std::optional<uint64_t> parent = std::nullopt) {
     std::vector<ExtentTable::Removed> removed;
-    const auto id = table.Allocate(removed);
+    const auto id = table.Allocate(kPage, removed);
     EXPECT_TRUE(id.has_value());
-    table.Commit(*id, EntryOf(n, *id, parent));
+    table.Commit(*id, EntryOf(n, table.page(*id), parent));
     std::vector<BlockKey> keys;
     for (const auto& r : removed) keys.push_back(r.key);
     return keys;
@@ -47,7 +52,7 @@ class ExtentTableTest : public testing::Test {
 };
 
 TEST_F(ExtentTableTest, FillsFromTheFrontAndEvictsTheLeastRecentlyUsed) {
-  ExtentTable table(3, Lru(3));
+  ExtentTable table(3, 1, Lru(3));
   for (uint64_t n = 0; n < 3; ++n) EXPECT_TRUE(Put(table, n).empty());
   EXPECT_EQ(*table.Find(KeyOf(0)), 0u);
   EXPECT_EQ(*table.Find(KeyOf(2)), 2u);
@@ -57,7 +62,7 @@ TEST_F(ExtentTableTest, FillsFromTheFrontAndEvictsTheLeastRecentlyUsed) {
 }
 
 TEST_F(ExtentTableTest, AParentStaysAsLongAsItsChildren) {
-  ExtentTable table(3, Lru(3));
+  ExtentTable table(3, 1, Lru(3));
   Put(table, 0);
   Put(table, 1, 0);
   Put(table, 2, 1);
@@ -68,7 +73,7 @@ TEST_F(ExtentTableTest, AParentStaysAsLongAsItsChildren) {
 }
 
 TEST_F(ExtentTableTest, PinnedOnesAreNoVictimsAndRemovedOnesAreFreeWhenUnpinned) {
-  ExtentTable table(2, Lru(2));
+  ExtentTable table(2, 1, Lru(2));
   Put(table, 0);
   Put(table, 1);
   const auto zero = *table.Find(KeyOf(0));
@@ -76,31 +81,31 @@ TEST_F(ExtentTableTest, PinnedOnesAreNoVictimsAndRemovedOnesAreFreeWhenUnpinned)
   EXPECT_EQ(Put(table, 2), std::vector<BlockKey>{KeyOf(1)});
   table.Pin(*table.Find(KeyOf(2)));
   std::vector<ExtentTable::Removed> removed;
-  EXPECT_FALSE(table.Allocate(removed).has_value());
+  EXPECT_FALSE(table.Allocate(kPage, removed).has_value());
   table.Remove(zero);
   EXPECT_FALSE(table.Find(KeyOf(0)).has_value());
-  EXPECT_FALSE(table.Allocate(removed).has_value());  // still being read
+  EXPECT_FALSE(table.Allocate(kPage, removed).has_value());  // still being read
   table.Unpin(zero);
-  EXPECT_EQ(table.Allocate(removed), zero);
+  EXPECT_EQ(table.Allocate(kPage, removed), zero);
   EXPECT_TRUE(removed.empty());
 }
 
 TEST_F(ExtentTableTest, UnpinnedVictimCanGoAgain) {
-  ExtentTable table(1, Lru(1));
+  ExtentTable table(1, 1, Lru(1));
   Put(table, 0);
   table.Pin(0);
   std::vector<ExtentTable::Removed> removed;
-  EXPECT_FALSE(table.Allocate(removed).has_value());
+  EXPECT_FALSE(table.Allocate(kPage, removed).has_value());
   table.Unpin(0);
   EXPECT_EQ(Put(table, 1), std::vector<BlockKey>{KeyOf(0)});
 }
 
 TEST_F(ExtentTableTest, RetiredAndAbandonedExtents) {
-  ExtentTable table(2, Lru(2));
+  ExtentTable table(2, 1, Lru(2));
   std::vector<ExtentTable::Removed> removed;
-  const auto bad = *table.Allocate(removed);
+  const auto bad = *table.Allocate(kPage, removed);
   table.Retire(bad);
-  const auto good = *table.Allocate(removed);
+  const auto good = *table.Allocate(kPage, removed);
   table.Abandon(good);
   Put(table, 0);
   EXPECT_EQ(Put(table, 1), std::vector<BlockKey>{KeyOf(0)});
@@ -108,16 +113,16 @@ TEST_F(ExtentTableTest, RetiredAndAbandonedExtents) {
 }
 
 TEST_F(ExtentTableTest, RestoreRefusesWhatCannotBe) {
-  ExtentTable table(4, Lru(4));
-  EXPECT_TRUE(table.Restore(EntryOf(0, 2), false));
-  EXPECT_FALSE(table.Restore(EntryOf(1, 2), false));  // its place is taken
-  EXPECT_FALSE(table.Restore(EntryOf(1, 4), false));  // beyond the file
-  EXPECT_FALSE(table.Restore(EntryOf(0, 3), false));  // its key is taken
-  EXPECT_TRUE(table.Restore(EntryOf(5, 3), true));
+  ExtentTable table(4, 1, Lru(4));
+  EXPECT_TRUE(table.Restore(EntryOf(0, 2), kPage, false));
+  EXPECT_FALSE(table.Restore(EntryOf(1, 2), kPage, false));  // its place is taken
+  EXPECT_FALSE(table.Restore(EntryOf(1, 4), kPage, false));  // beyond the file
+  EXPECT_FALSE(table.Restore(EntryOf(0, 3), kPage, false));  // its key is taken
+  EXPECT_TRUE(table.Restore(EntryOf(5, 3), kPage, true));
   table.FinishRestore();
   EXPECT_EQ(table.live_count(), 1u);
   EXPECT_FALSE(table.Find(KeyOf(5)).has_value());
-  EXPECT_TRUE(table.foreign(3));
+  EXPECT_TRUE(table.foreign(1));  // the second that was taken over
   // Free ones first, then the foreign one, then evictions.
   EXPECT_TRUE(Put(table, 10).empty());
   EXPECT_TRUE(Put(table, 11).empty());
@@ -126,13 +131,13 @@ TEST_F(ExtentTableTest, RestoreRefusesWhatCannotBe) {
 }
 
 TEST_F(ExtentTableTest, RestoredChainsGoFromTheirTailAndOldOnesFirst) {
-  ExtentTable table(4, Lru(4));
+  ExtentTable table(4, 1, Lru(4));
   IndexEntry young = EntryOf(9, 3);
   young.stored_at = 100;
-  EXPECT_TRUE(table.Restore(EntryOf(2, 0, 1), false));  // the child before its parent
-  EXPECT_TRUE(table.Restore(EntryOf(1, 1, 0), false));
-  EXPECT_TRUE(table.Restore(young, false));
-  EXPECT_TRUE(table.Restore(EntryOf(0, 2), false));
+  EXPECT_TRUE(table.Restore(EntryOf(2, 0, 1), kPage, false));  // the child before its parent
+  EXPECT_TRUE(table.Restore(EntryOf(1, 1, 0), kPage, false));
+  EXPECT_TRUE(table.Restore(young, kPage, false));
+  EXPECT_TRUE(table.Restore(EntryOf(0, 2), kPage, false));
   table.FinishRestore();
   EXPECT_EQ(Put(table, 20), std::vector<BlockKey>{KeyOf(2)});
   EXPECT_EQ(Put(table, 21), std::vector<BlockKey>{KeyOf(1)});
@@ -141,7 +146,7 @@ TEST_F(ExtentTableTest, RestoredChainsGoFromTheirTailAndOldOnesFirst) {
 
 TEST_F(ExtentTableTest, RandomOperationsKeepItsBooks) {
   constexpr uint32_t kExtents = 12;
-  ExtentTable table(kExtents, Lru(kExtents));
+  ExtentTable table(kExtents, 1, Lru(kExtents));
   std::map<uint64_t, ExtentTable::Id> live;  // by number
   std::map<ExtentTable::Id, int> pins;
   std::set<ExtentTable::Id> writing;
@@ -151,7 +156,7 @@ TEST_F(ExtentTableTest, RandomOperationsKeepItsBooks) {
     switch (rng.Below(6)) {
       case 0: {
         std::vector<ExtentTable::Removed> removed;
-        const auto id = table.Allocate(removed);
+        const auto id = table.Allocate(kPage, removed);
         for (const auto& r : removed) {
           const auto gone =
               std::ranges::find_if(live, [&](const auto& e) { return KeyOf(e.first) == r.key; });
@@ -167,7 +172,7 @@ TEST_F(ExtentTableTest, RandomOperationsKeepItsBooks) {
       case 1:
         if (writing.empty() || live.count(n) > 0) break;
         table.Commit(*writing.begin(),
-                     EntryOf(n, *writing.begin(), n > 0 ? std::optional(n - 1) : std::nullopt));
+                     EntryOf(n, table.page(*writing.begin()), n > 0 ? std::optional(n - 1) : std::nullopt));
         live[n] = *writing.begin();
         writing.erase(writing.begin());
         break;
@@ -198,6 +203,173 @@ TEST_F(ExtentTableTest, RandomOperationsKeepItsBooks) {
       ASSERT_EQ(table.Find(KeyOf(number)), id);
       ASSERT_EQ(table.Entry(id).key, KeyOf(number));
     }
+  }
+}
+
+// Records of 16 pages at most in a file of 64.
+class RecordSizesTest : public ExtentTableTest {
+ protected:
+  static constexpr uint64_t kFull = 16 * kPage;
+  ExtentTable table_{64, 16, Lru(ExtentTable::MaxRecords(64, 16))};
+  std::vector<ExtentTable::Removed> removed_;
+
+  ExtentTable::Id Make(uint64_t n, uint64_t bytes) {
+    const auto id = table_.Allocate(bytes, removed_);
+    EXPECT_TRUE(id.has_value());
+    table_.Commit(*id, EntryOf(n, table_.page(*id)));
+    return *id;
+  }
+  IndexEntry Moved(uint64_t n, ExtentTable::Id to) {
+    IndexEntry e = EntryOf(n, table_.page(to));
+    e.stamp = {2, n};
+    e.encoding = RecordEncoding::kPlanes;
+    e.stored_bytes = 50;
+    return e;
+  }
+};
+
+TEST_F(RecordSizesTest, ShorterRecordsLeaveRoomForMore) {
+  EXPECT_EQ(table_.SizeOf(1), 4u);  // a quarter at least
+  EXPECT_EQ(table_.SizeOf(10 * kPage + 1), 11u);
+  EXPECT_EQ(table_.SizeOf(kFull), 16u);
+  for (uint64_t n = 0; n < 5; ++n) Make(n, 12 * kPage);  // four full ones would have fitted
+  EXPECT_TRUE(removed_.empty());
+  EXPECT_EQ(table_.live_pages(), 60u);
+  EXPECT_EQ(table_.occupied(), 60u);
+  Make(5, 4 * kPage);
+  EXPECT_TRUE(removed_.empty());
+  Make(6, 12 * kPage);  // what one left the next of its size takes
+  EXPECT_EQ(removed_.size(), 1u);
+}
+
+TEST_F(RecordSizesTest, AFullRecordFindsRoomAmongShortOnes) {
+  for (uint64_t n = 0; n < 16; ++n) Make(n, 4 * kPage);
+  // The least recently used ones lie apart.
+  for (const uint64_t n : {1, 2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15}) table_.Touch(*table_.Find(KeyOf(n)));
+  Make(100, kFull);
+  EXPECT_TRUE(table_.Find(KeyOf(100)).has_value());
+  EXPECT_LE(removed_.size(), 8u);
+  EXPECT_EQ(table_.live_count(), 17 - removed_.size());
+}
+
+TEST_F(RecordSizesTest, ARelocatedBlockGivesItsFormerPlaceBackWhenNobodyReadsIt) {
+  const auto id = Make(1, kFull);
+  const uint64_t before = table_.page(id);
+  table_.Pin(id);
+  const auto fresh = *table_.Allocate(8 * kPage, removed_);
+  const uint64_t after = table_.page(fresh);
+  table_.Relocate(id, fresh, Moved(1, fresh));
+  EXPECT_EQ(table_.Find(KeyOf(1)), id);
+  EXPECT_EQ(table_.page(id), after);
+  EXPECT_NE(after, before);
+  EXPECT_EQ(table_.Entry(id).place, after);
+  EXPECT_EQ(table_.encoding(id), RecordEncoding::kPlanes);
+  EXPECT_EQ(table_.stamp(id), (RecordStamp{2, 1}));
+  EXPECT_EQ(table_.live_pages(), 8u);
+  EXPECT_EQ(table_.occupied(), 24u);  // somebody reads the former one
+  table_.Unpin(id);
+  EXPECT_EQ(table_.occupied(), 8u);
+  table_.Remove(id);
+  EXPECT_EQ(table_.occupied(), 0u);
+}
+
+TEST_F(RecordSizesTest, ARelocatedBlockThatIsRemovedUnderItsReaderFreesBothPlaces) {
+  const auto id = Make(1, kFull);
+  table_.Pin(id);
+  const auto fresh = *table_.Allocate(8 * kPage, removed_);
+  table_.Relocate(id, fresh, Moved(1, fresh));
+  table_.Remove(id);
+  EXPECT_EQ(table_.occupied(), 24u);
+  table_.Unpin(id);
+  EXPECT_EQ(table_.occupied(), 0u);
+}
+
+TEST_F(RecordSizesTest, RecordsOfVersionOneAreCountedInRecords) {
+  IndexEntry old = EntryOf(1, 2);
+  old.version = 1;
+  ASSERT_TRUE(table_.Restore(old, kFull, false));
+  EXPECT_FALSE(table_.Restore(EntryOf(2, 47), kPage, false));  // a page of it
+  EXPECT_TRUE(table_.Restore(EntryOf(2, 48), kPage, false));
+  table_.FinishRestore();
+  EXPECT_EQ(table_.page(*table_.Find(KeyOf(1))), 32u);
+  EXPECT_EQ(table_.Entry(*table_.Find(KeyOf(1))), old);
+}
+
+TEST_F(RecordSizesTest, TheNextVictimIsNamedOnlyWhereThereIsNoRoom) {
+  EXPECT_FALSE(table_.NextVictim(kFull).has_value());
+  for (uint64_t n = 0; n < 4; ++n) Make(n, kFull);
+  table_.Touch(*table_.Find(KeyOf(0)));
+  EXPECT_EQ(table_.NextVictim(kFull), KeyOf(1));
+  Make(9, kFull);
+  ASSERT_EQ(removed_.size(), 1u);
+  EXPECT_EQ(removed_[0].key, KeyOf(1));
+}
+
+TEST(PageRuns, AgreesWithAMapOfPages) {
+  constexpr uint64_t kPages = 97;
+  PageRuns runs(kPages);
+  std::vector<bool> free(kPages, true);
+  std::vector<std::pair<uint64_t, uint64_t>> taken;
+  Rng rng(3);
+  const auto mark = [&](uint64_t page, uint64_t n, bool value) {
+    for (uint64_t i = page; i < page + n; ++i) {
+      ASSERT_EQ(free[i], !value);
+      free[i] = value;
+    }
+  };
+  for (int step = 0; step < 20000; ++step) {
+    const uint64_t n = 1 + rng.Below(12);
+    uint64_t longest = 0;
+    for (uint64_t i = 0, length = 0; i < kPages; ++i) {
+      length = free[i] ? length + 1 : 0;
+      longest = std::max(longest, length);
+    }
+    ASSERT_EQ(runs.Longest().pages, longest);
+    ASSERT_EQ(runs.free_pages(), static_cast<uint64_t>(std::ranges::count(free, true)));
+    switch (rng.Below(3)) {
+      case 0:
+        if (const auto page = runs.Take(n)) {
+          mark(*page, n, false);
+          taken.emplace_back(*page, n);
+        } else {
+          ASSERT_LT(longest, n);
+        }
+        break;
+      case 1: {
+        const uint64_t page = rng.Below(kPages + 4);
+        bool all = page + n <= kPages;
+        for (uint64_t i = page; all && i < page + n; ++i) all = free[i];
+        ASSERT_EQ(runs.TakeAt(page, n), all);
+        if (all) {
+          mark(page, n, false);
+          taken.emplace_back(page, n);
+        }
+        break;
+      }
+      default:
+        if (taken.empty()) break;
+        const size_t i = rng.Below(taken.size());
+        runs.Give(taken[i].first, taken[i].second);
+        mark(taken[i].first, taken[i].second, true);
+        taken.erase(taken.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+}
+
+TEST(TokenBucket, HoldsItsRateAndLetsOneRecordThrough) {
+  FakeClock clock;
+  TokenBucket bucket(1000, 500, clock.Now());
+  EXPECT_EQ(bucket.Wait(500, clock.Now()), absl::ZeroDuration());
+  bucket.Take(500);
+  EXPECT_EQ(bucket.Wait(500, clock.Now()), absl::Milliseconds(500));
+  clock.Advance(absl::Seconds(10));  // no more is saved up than the bucket holds
+  EXPECT_EQ(bucket.Wait(500, clock.Now()), absl::ZeroDuration());
+  bucket.Take(500);
+  EXPECT_GT(bucket.Wait(500, clock.Now()), absl::Milliseconds(499));
+  TokenBucket unlimited(0, 500, clock.Now());
+  for (int i = 0; i < 3; ++i) {
+    unlimited.Take(1 << 30);
+    EXPECT_EQ(unlimited.Wait(1 << 30, clock.Now()), absl::ZeroDuration());
   }
 }
 

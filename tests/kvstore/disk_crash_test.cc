@@ -34,7 +34,7 @@ constexpr int kWrongBytes = 3;
 struct Expected {
   // 1: its erasure was acknowledged and no store of it began since.
   std::atomic<uint8_t> erased[kKeys];
-  std::atomic<uint64_t> stores, erasures, loads;
+  std::atomic<uint64_t> stores, erasures, loads, compressions;
 };
 
 class ExpectedFile {
@@ -59,10 +59,18 @@ class ExpectedFile {
 
 DiskTierOptions CrashOptions(const std::string& path, MetricRegistry& metrics) {
   DiskTierOptions o = SmallOptions(path, metrics, kExtents);
+  o.layout = NumbersLayout();
+  o.bytes = BytesFor(o.layout, kExtents);
   o.slow_op = absl::Seconds(20);  // a busy machine is no fault of the disk
   o.lock_wait = absl::Seconds(20);
   o.max_tiers = 1;
   return o;
+}
+
+// Half of the blocks can be encoded: records of several sizes take each other's places.
+std::vector<std::byte> CrashBytes(uint64_t n) {
+  const size_t bytes = NumbersLayout().block_bytes();
+  return n % 2 == 0 ? NumbersOf(n, bytes) : BytesOf(n, bytes);
 }
 
 // Not a test of its own: what the crash test kills. Each thread has the keys of one session.
@@ -76,7 +84,11 @@ TEST(DiskCrash, DISABLED_Child) {
   const ExpectedFile expected(dir + "/expected");
   ASSERT_TRUE(expected.ok());
   MetricRegistry metrics;
-  auto tier = MustOpen(CrashOptions(dir + "/tier", metrics));
+  DiskTierOptions options = CrashOptions(dir + "/tier", metrics);
+  options.compress = seed % 3 == 0;
+  auto tier = MustOpen(options);
+  std::vector<std::vector<std::byte>> bytes;
+  for (uint64_t n = 0; n < kKeys; ++n) bytes.push_back(CrashBytes(n));
   std::vector<std::thread> threads;
   for (uint64_t t = 0; t < 3; ++t) {
     threads.emplace_back([&, t] {
@@ -86,7 +98,7 @@ TEST(DiskCrash, DISABLED_Child) {
         const uint64_t what = rng.Below(1000);
         if (what < 450) {
           expected->erased[n] = 0;
-          (void)Store(*tier, n);
+          (void)Store(*tier, n, bytes[n]);
           ++expected->stores;
         } else if (what < 550) {
           if (Forget(*tier, n).ok()) expected->erased[n] = 1;
@@ -95,8 +107,11 @@ TEST(DiskCrash, DISABLED_Child) {
           const auto erased = AwaitAnswer<absl::StatusOr<uint64_t>>(
               [&](BlockTier::CountDone d) { tier->EraseIf(BlocksOfSession(t + 1), std::move(d)); });
           for (uint64_t k = t; erased.ok() && k < kKeys; k += 3) expected->erased[k] = 1;
+        } else if (what < 650) {
+          (void)Compress(*tier, n);
+          ++expected->compressions;
         } else {
-          if (WrongBytes(Load(*tier, n))) _exit(kWrongBytes);
+          if (WrongBytes(Load(*tier, n, bytes[n]))) _exit(kWrongBytes);
           ++expected->loads;
         }
       }
@@ -148,7 +163,7 @@ TEST(DiskCrash, KillNineAtAnyTimeLeavesNothingWrongAndNothingErased) {
     MetricRegistry metrics;
     auto tier = MustOpen(CrashOptions(dir.path() + "/tier", metrics));
     for (uint64_t n = 0; n < kKeys; ++n) {
-      const absl::Status loaded = Load(*tier, n);
+      const absl::Status loaded = Load(*tier, n, CrashBytes(n));
       ASSERT_FALSE(WrongBytes(loaded)) << "kill " << kills << ", block " << n;
       ASSERT_TRUE(loaded.ok() || absl::IsNotFound(loaded) || absl::IsDataLoss(loaded)) << loaded;
       ASSERT_FALSE(loaded.ok() && expected->erased[n] == 1) << "kill " << kills << ", erased block " << n;
@@ -156,8 +171,8 @@ TEST(DiskCrash, KillNineAtAnyTimeLeavesNothingWrongAndNothingErased) {
     }
   }
   std::cout << kills << " kills, " << expected->stores << " stores, " << expected->erasures << " erasures, "
-            << expected->loads << " loads by the children; after the kills " << hits << " hits, " << misses
-            << " misses\n";
+            << expected->compressions << " compressions, " << expected->loads
+            << " loads by the children; after the kills " << hits << " hits, " << misses << " misses\n";
   RecordProperty("kills", std::to_string(kills));
   EXPECT_GT(kills, 0u);
   EXPECT_GT(hits, kills);  // it does keep what it can

@@ -5,7 +5,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <fstream>
+#include <mutex>
 #include <thread>
 
 #include "kvstore/disk/disk_tier.h"
@@ -17,6 +19,48 @@ namespace tidepool {
 namespace {
 
 using SteadyClock = std::chrono::steady_clock;
+
+// Where an index hangs that is told to; shared with its thread.
+class IndexGate {
+ public:
+  void Hang() {
+    std::lock_guard lock(mu_);
+    hang_ = true;
+  }
+  void GoOn() {
+    {
+      std::lock_guard lock(mu_);
+      hang_ = false;
+    }
+    changed_.notify_all();
+  }
+  // For DiskTierOptions::before_index_change.
+  void Pass() {
+    std::unique_lock lock(mu_);
+    inside_ = hang_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return !hang_; });
+  }
+  void AwaitInside() {
+    std::unique_lock lock(mu_);
+    changed_.wait(lock, [&] { return inside_; });
+  }
+
+ private:
+  std::mutex mu_;
+  std::condition_variable changed_;
+  bool hang_ = false, inside_ = false;
+};
+
+// How often this process has `file` open.
+size_t TimesOpen(const std::string& file) {
+  size_t n = 0;
+  for (const auto& fd : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    n += std::filesystem::read_symlink(fd.path(), gone) == file;
+  }
+  return n;
+}
 
 class DiskFaultTest : public testing::TestWithParam<bool> {  // io_uring, or threads
  protected:
@@ -159,8 +203,77 @@ TEST_P(DiskFaultTest, ADiskThatHangsForEverDoesNotKeepTheTierFromEnding) {
   std::vector<std::byte> dst(256);
   std::atomic<int> answers = 0;
   tier->Read(KeyOf(1), {}, dst, absl::Seconds(10), [&](absl::StatusOr<BlockTier::Record>) { ++answers; });
+  while (faults_->reads == 0) std::this_thread::yield();  // it is at the disk
+  const std::string file = tier->directory() + "/blocks";
   EXPECT_LT(MillisecondsOf([&] { tier.reset(); }), 5000);
   EXPECT_EQ(answers, 1);
+  EXPECT_EQ(TimesOpen(file), 1u) << "what hangs may go on in it";
+}
+
+TEST_P(DiskFaultTest, ATierThatEndsWellLeavesNothingOpen) {
+  auto tier = MustOpen(Options());
+  ASSERT_TRUE(Store(*tier, 1).ok());
+  const std::string file = tier->directory() + "/blocks";
+  EXPECT_EQ(TimesOpen(file), 1u);
+  tier.reset();
+  EXPECT_EQ(TimesOpen(file), 0u);
+}
+
+TEST_P(DiskFaultTest, WhereTheWholeDiskHangsWhoWaitsForTheIndexIsAnsweredToo) {
+  auto gate = std::make_shared<IndexGate>();
+  DiskTierOptions o = Options();
+  o.slow_op = absl::Milliseconds(100);
+  o.before_index_change = [gate] { gate->Pass(); };
+  auto tier = MustOpen(o);
+  ASSERT_TRUE(Store(*tier, 1).ok());
+  ASSERT_TRUE(Store(*tier, 2).ok());
+  ASSERT_TRUE(tier->WaitIdle(absl::Seconds(10)));
+  gate->Hang();
+  std::promise<absl::Status> erased, cleared;
+  tier->Erase(KeyOf(1), [&](absl::Status s) { erased.set_value(s); });
+  gate->AwaitInside();
+  tier->EraseIf(BlocksOfTenant("nobody"),
+                [&](const absl::StatusOr<uint64_t>& s) { cleared.set_value(s.status()); });
+  // What is read is late long before the index is: the tier is off when that is judged.
+  faults_->hang = true;
+  EXPECT_EQ(Load(*tier, 2).code(), absl::StatusCode::kUnavailable);
+  for (auto* answer : {&erased, &cleared}) {
+    auto future = answer->get_future();
+    ASSERT_EQ(future.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+    EXPECT_EQ(future.get().code(), absl::StatusCode::kUnavailable);
+  }
+  faults_->hang = false;
+  gate->GoOn();
+  EXPECT_TRUE(AwaitState(*tier, TierState::kOn));
+  EXPECT_TRUE(Load(*tier, 2).ok());
+  EXPECT_TRUE(Forget(*tier, 2).ok());
+}
+
+TEST_P(DiskFaultTest, AnIndexThatHangsForEverDoesNotKeepTheTierFromEnding) {
+  auto gate = std::make_shared<IndexGate>();
+  DiskTierOptions o = Options();
+  o.close_wait = absl::Milliseconds(300);
+  o.before_index_change = [gate] { gate->Pass(); };
+  const int before = DiskTiersLeftBehind();
+  auto tier = MustOpen(o);
+  ASSERT_TRUE(Store(*tier, 1).ok());
+  ASSERT_TRUE(tier->WaitIdle(absl::Seconds(10)));
+  gate->Hang();
+  std::atomic<int> erased = 0, cleared = 0;
+  tier->Erase(KeyOf(1), [&](absl::Status s) { erased += absl::IsUnavailable(s) ? 1 : 100; });
+  gate->AwaitInside();
+  tier->EraseIf(EveryBlock(), [&](absl::StatusOr<uint64_t> s) { cleared += s.ok() ? 100 : 1; });
+  EXPECT_LT(MillisecondsOf([&] { tier.reset(); }), 5000);
+  EXPECT_EQ(erased, 1);
+  EXPECT_EQ(cleared, 1);
+  EXPECT_EQ(DiskTiersLeftBehind(), before + 1);
+  o = DiskTierOptions();
+  gate->GoOn();
+  // The thread ends, and what it held on to goes with it.
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (gate.use_count() > 1 && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_EQ(gate.use_count(), 1);
 }
 
 TEST_P(DiskFaultTest, ReadEndsAtItsDeadlineWhateverTheDiskDoes) {

@@ -45,7 +45,7 @@ TEST(Crc32c, HardwareTableAndPiecesAgreeAtEveryLength) {
 RecordHeader Header() {
   RecordHeader h;
   h.stamp = {0x1122334455667788, 42};
-  h.extent = 7;
+  h.place = 7;
   h.space =
       RecordSpace("model", BlockLayout{.layers = 1, .kv_heads = 1, .head_dim = 8, .block_tokens = 4}, "none");
   h.layout = "l1 h1 d8 b4 bfloat16";
@@ -60,6 +60,9 @@ RecordHeader Header() {
   h.info.compute_seconds = 0.25f;
   h.payload_bytes = 256;
   h.payload_crc = 0xdeadbeef;
+  h.encoding = RecordEncoding::kPlanes;
+  h.stored_bytes = 200;
+  h.stored_crc = 0x01234567;
   return h;
 }
 
@@ -77,13 +80,57 @@ TEST(RecordHeader, ComesBackAsItWent) {
 TEST(RecordHeader, FirstBytesAreTheFormat) {
   std::vector<std::byte> area(RecordHeaderBytes(4));
   ASSERT_TRUE(EncodeRecordHeader(Header(), area).ok());
-  EXPECT_EQ(std::memcmp(area.data(), "TPKVREC1", 8), 0);
+  EXPECT_EQ(std::memcmp(area.data(), "TPKVREC2", 8), 0);
   uint32_t used = 0;
   std::memcpy(&used, area.data() + 12, 4);
-  EXPECT_EQ(used, 180u + 20 + 6 + 16);
+  EXPECT_EQ(used, 196u + 20 + 6 + 16);
   EXPECT_EQ(RecordHeaderBytes(32) % 64, 0u);
   EXPECT_EQ(RecordBytes(640, 256), kDiskPageBytes);
   EXPECT_EQ(RecordBytes(640, 4096), 2 * kDiskPageBytes);
+}
+
+// What this program wrote before records had sizes and encodings: made here by hand, byte by byte.
+TEST(RecordHeader, VersionOneIsRead) {
+  RecordHeader old = Header();
+  old.version = 1;
+  old.encoding = RecordEncoding::kPlain;
+  old.stored_bytes = old.payload_bytes;
+  old.stored_crc = old.payload_crc;
+  std::vector<std::byte> area(RecordHeaderBytes(4));
+  std::string text = "TPKVREC1";
+  const auto number = [&](auto v) { text.append(reinterpret_cast<const char*>(&v), sizeof v); };
+  const auto bytes = [&](const auto& digest) {
+    text.append(reinterpret_cast<const char*>(digest.data()), digest.size());
+  };
+  number(uint32_t{0});
+  number(uint32_t{180 + 20 + 6 + 16});
+  number(old.stamp.run);
+  number(old.stamp.serial);
+  number(old.place);
+  bytes(old.space);
+  bytes(old.info.key.bytes);
+  bytes(old.info.parent->bytes);
+  number(old.info.session);
+  number(old.info.turn);
+  number(old.info.position);
+  number(old.info.compute_seconds);
+  number(uint32_t{1});
+  number(old.payload_bytes);
+  number(old.payload_crc);
+  number(uint16_t{20});
+  number(uint16_t{6});
+  number(uint32_t{4});
+  text += old.layout + old.info.tenant;
+  for (const int32_t token : old.info.tokens) number(token);
+  std::memcpy(area.data(), text.data(), text.size());
+  const uint32_t crc = Crc32c(std::span(area).subspan(12, text.size() - 12));
+  std::memcpy(area.data() + 8, &crc, 4);
+  const auto back = DecodeRecordHeader(area);
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(*back, old);
+  std::vector<std::byte> again(area.size(), std::byte{1});
+  ASSERT_TRUE(EncodeRecordHeader(*back, again).ok());
+  EXPECT_EQ(again, area);
 }
 
 TEST(RecordHeader, EveryFlippedBitIsNoticed) {
@@ -99,7 +146,7 @@ TEST(RecordHeader, EveryFlippedBitIsNoticed) {
 TEST(RecordHeader, EveryCutIsNoticed) {
   std::vector<std::byte> area(RecordHeaderBytes(4));
   ASSERT_TRUE(EncodeRecordHeader(Header(), area).ok());
-  for (size_t n = 0; n < 222; ++n) {
+  for (size_t n = 0; n < 238; ++n) {
     EXPECT_FALSE(DecodeRecordHeader(std::span(area).first(n)).ok()) << n;
   }
 }
@@ -140,7 +187,7 @@ TEST(RecordSpace, ModelLayoutAndCodecEachCount) {
 TEST(IndexValue, ComesBackAndDamageIsNoticed) {
   IndexEntry e;
   e.key.bytes.fill(3);
-  e.extent = 99;
+  e.place = 99;
   e.stamp = {1, 2};
   e.space = 77;
   e.parent.emplace();
@@ -151,6 +198,8 @@ TEST(IndexValue, ComesBackAndDamageIsNoticed) {
   e.position = 7;
   e.compute_seconds = 1.5f;
   e.payload_bytes = 4096;
+  e.encoding = RecordEncoding::kPlanes;
+  e.stored_bytes = 3000;
   e.stored_at = 1'700'000'000;
   std::string value = EncodeIndexValue(e);
   ASSERT_TRUE(DecodeIndexValue(e.key, value).ok());
@@ -163,6 +212,19 @@ TEST(IndexValue, ComesBackAndDamageIsNoticed) {
     EXPECT_FALSE(DecodeIndexValue(e.key, value).ok()) << n;
     value[n] = static_cast<char>(value[n] ^ 0x10);
   }
+}
+
+TEST(IndexValue, VersionOneIsRead) {
+  IndexEntry e;
+  e.version = 1;
+  e.key.bytes.fill(3);
+  e.place = 99;
+  e.payload_bytes = e.stored_bytes = 4096;
+  e.tenant = "t";
+  const std::string value = EncodeIndexValue(e);
+  EXPECT_EQ(value.size(), 100u + 1 + 4);
+  ASSERT_TRUE(DecodeIndexValue(e.key, value).ok());
+  EXPECT_EQ(*DecodeIndexValue(e.key, value), e);
 }
 
 }  // namespace

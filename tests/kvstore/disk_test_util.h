@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <bit>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -42,6 +43,11 @@ class TempDir {
 // 4 tokens and 256 bytes a block: one page a record.
 inline BlockLayout SmallLayout() {
   return {.layers = 2, .kv_heads = 1, .head_dim = 8, .block_tokens = 4, .dtype = DType::kBF16};
+}
+
+// 8 tokens and 32 KiB a block: nine pages a record, of which an encoding takes six or seven.
+inline BlockLayout NumbersLayout() {
+  return {.layers = 4, .kv_heads = 4, .head_dim = 64, .block_tokens = 8, .dtype = DType::kBF16};
 }
 
 inline uint64_t BytesFor(const BlockLayout& layout, size_t records) {
@@ -117,6 +123,19 @@ inline std::vector<std::byte> BytesOf(uint64_t n, size_t bytes = 256) {
   return out;
 }
 
+// The same as numbers (bf16) of normal size, as KV has them: an encoding makes them shorter by a third.
+inline std::vector<std::byte> NumbersOf(uint64_t n, size_t bytes) {
+  Rng rng(~n);
+  std::vector<std::byte> out(bytes);
+  for (size_t i = 0; i + 2 <= bytes; i += 2) {
+    double sum = 0;
+    for (int k = 0; k < 4; ++k) sum += static_cast<double>(rng.Below(1 << 20)) / (1 << 19) - 1;
+    const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(sum)) >> 16;
+    std::memcpy(out.data() + i, &bits, 2);
+  }
+  return out;
+}
+
 template <typename T>
 T AwaitAnswer(const std::function<void(std::function<void(T)>)>& call) {
   auto answer = std::make_shared<std::promise<T>>();
@@ -127,22 +146,32 @@ T AwaitAnswer(const std::function<void(std::function<void(T)>)>& call) {
   return future.get();
 }
 
-inline absl::Status Store(BlockTier& tier, uint64_t n) {
+inline absl::Status Store(BlockTier& tier, uint64_t n, const std::vector<std::byte>& bytes) {
   const BlockInfo info = InfoOf(n);
-  const auto bytes = BytesOf(n, tier.caps().block_bytes);
   return AwaitAnswer<absl::Status>([&](BlockTier::Done d) { tier.Write(info, bytes, std::move(d)); });
 }
 
+inline absl::Status Store(BlockTier& tier, uint64_t n) {
+  return Store(tier, n, BytesOf(n, tier.caps().block_bytes));
+}
+
 // The status; DataLoss "wrong bytes" where the tier said OK and the bytes are others.
-inline absl::Status Load(BlockTier& tier, uint64_t n) {
+inline absl::Status Load(BlockTier& tier, uint64_t n, const std::vector<std::byte>& bytes) {
   const BlockInfo info = InfoOf(n);
   std::vector<std::byte> dst(tier.caps().block_bytes);
   const auto record = AwaitAnswer<absl::StatusOr<BlockTier::Record>>(
       [&](BlockTier::ReadDone d) { tier.Read(info.key, info.tokens, dst, absl::Seconds(10), std::move(d)); });
   if (!record.ok()) return record.status();
-  if (record->info != info || record->bytes != dst.size() || dst != BytesOf(n, dst.size()))
+  if (record->info != info || record->bytes != dst.size() || dst != bytes)
     return absl::DataLossError("wrong bytes");
   return absl::OkStatus();
+}
+inline absl::Status Load(BlockTier& tier, uint64_t n) {
+  return Load(tier, n, BytesOf(n, tier.caps().block_bytes));
+}
+inline absl::StatusOr<BlockTier::Compressed> Compress(BlockTier& tier, uint64_t n) {
+  return AwaitAnswer<absl::StatusOr<BlockTier::Compressed>>(
+      [&](BlockTier::CompressDone d) { tier.Compress(KeyOf(n), std::move(d)); });
 }
 inline bool WrongBytes(const absl::Status& status) { return status.message() == "wrong bytes"; }
 

@@ -31,6 +31,7 @@ class OwnedDiskTier final : public BlockTier {
   void Write(const BlockInfo& info, std::span<const std::byte> payload, Done done) override {
     tier_->Write(info, payload, std::move(done));
   }
+  void Compress(const BlockKey& key, CompressDone done) override { tier_->Compress(key, std::move(done)); }
   void Erase(const BlockKey& key, Done done) override { tier_->Erase(key, std::move(done)); }
   void EraseIf(Predicate matches, CountDone done) override {
     tier_->EraseIf(std::move(matches), std::move(done));
@@ -408,7 +409,7 @@ TEST_F(DiskTierTest, OpensALargeIndexWithoutReadingPayloads) {
     for (uint64_t n = 0; n < extents; ++n) {
       IndexEntry e;
       e.key = KeyOf(n);
-      e.extent = n;
+      e.place = n * (RecordBytes(RecordHeaderBytes(32), o.layout.block_bytes()) / kDiskPageBytes);
       e.stamp = {1, n};
       std::memcpy(&e.space, space.data(), 8);
       if (n % 32 != 0) e.parent = KeyOf(n - 1);
@@ -447,6 +448,319 @@ TEST_F(DiskTierTest, StatsAndMetricsFollowWhatHappens) {
   EXPECT_EQ(Ops("write", "ok"), 3u);
   EXPECT_THAT(metrics_.Render(),
               testing::HasSubstr("tidepool_pool_tier_state{state=\"on\",tier=\"disk\"} 1"));
+}
+
+class CompressTest : public DiskTierTest {
+ protected:
+  static BlockLayout Layout() { return NumbersLayout(); }
+  DiskTierOptions Options(size_t records = 8) {
+    DiskTierOptions o = SmallOptions(dir_.path(), metrics_, records);
+    o.layout = Layout();
+    o.bytes = BytesFor(o.layout, records);
+    return o;
+  }
+  static std::vector<std::byte> KvBytes(uint64_t n) { return NumbersOf(n, Layout().block_bytes()); }
+  static absl::Status StoreKv(BlockTier& tier, uint64_t n) { return Store(tier, n, KvBytes(n)); }
+  static absl::Status LoadKv(BlockTier& tier, uint64_t n) { return Load(tier, n, KvBytes(n)); }
+  // The files of a tier as version 1 left them: block n at place n + 1, with what `change` makes of its
+  // header.
+  void PlantVersionOne(
+      const DiskTierOptions& o, uint64_t records,
+      const std::function<void(RecordHeader&)>& change = [](RecordHeader&) {}) {
+    MustOpen(o).reset();  // makes the files
+    const size_t header_bytes = RecordHeaderBytes(o.layout.block_tokens);
+    const size_t record = RecordBytes(header_bytes, o.layout.block_bytes());
+    std::vector<RocksIndex::Change> entries;
+    {
+      std::fstream file(dir_.path() + "/worker/blocks", std::ios::in | std::ios::out | std::ios::binary);
+      for (uint64_t n = 0; n < records; ++n) {
+        const auto bytes = KvBytes(n);
+        RecordHeader h;
+        h.version = 1;
+        h.stamp = {5, n};
+        h.place = n + 1;  // counted in records
+        h.space = RecordSpace(o.fingerprint, o.layout, o.codec);
+        h.layout = o.layout.ToString();
+        h.info = InfoOf(n);
+        h.payload_bytes = bytes.size();
+        h.payload_crc = Crc32c(bytes);
+        change(h);
+        std::vector<std::byte> area(header_bytes);
+        ASSERT_TRUE(EncodeRecordHeader(h, area).ok());
+        file.seekp(static_cast<std::streamoff>(kDiskPageBytes + (n + 1) * record));
+        file.write(reinterpret_cast<const char*>(area.data()), static_cast<std::streamsize>(area.size()));
+        file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+        IndexEntry e;
+        e.version = 1;
+        e.key = KeyOf(n);
+        e.place = h.place;
+        e.stamp = h.stamp;
+        std::memcpy(&e.space, h.space.data(), 8);
+        e.tenant = h.info.tenant;
+        e.session = h.info.session;
+        e.payload_bytes = bytes.size();
+        entries.push_back({e.key, e});
+      }
+    }
+    {
+      auto index = RocksIndex::Open(dir_.path() + "/worker/index");
+      ASSERT_TRUE(index.ok());
+      ASSERT_TRUE((*index)->Apply(entries, {}, true).ok());
+    }
+  }
+};
+
+TEST_F(CompressTest, StoresTakeFewerBytesAndComeBackToTheBitAlsoAfterARestart) {
+  DiskTierOptions o = Options(8);
+  o.compress = true;
+  {
+    auto tier = MustOpen(o);
+    for (uint64_t n = 0; n < 10; ++n) ASSERT_TRUE(StoreKv(*tier, n).ok());
+    EXPECT_EQ(tier->stats().blocks, 10u);  // eight would have fitted
+    EXPECT_LE(tier->stats().bytes, 10u * 7 * 4096);
+    for (uint64_t n = 0; n < 10; ++n) EXPECT_TRUE(LoadKv(*tier, n).ok()) << n;
+    EXPECT_EQ(tier->Find(KeyOf(1))->bytes, Layout().block_bytes());
+    EXPECT_GT(tier->stats().read.bytes_per_second, 0);
+    EXPECT_GT(tier->stats().read.latency_seconds, 0);
+  }
+  o.compress = false;
+  auto tier = MustOpen(o);
+  EXPECT_EQ(tier->stats().blocks, 10u);
+  for (uint64_t n = 0; n < 10; ++n) EXPECT_TRUE(LoadKv(*tier, n).ok()) << n;
+  ASSERT_TRUE(StoreKv(*tier, 20).ok());  // a full one among short ones
+  EXPECT_TRUE(LoadKv(*tier, 20).ok());
+}
+
+TEST_F(CompressTest, BlocksThatAreThereAreShortenedWhereTheyLie) {
+  {
+    auto tier = MustOpen(Options(8));
+    for (uint64_t n = 0; n < 8; ++n) ASSERT_TRUE(StoreKv(*tier, n).ok());
+    const uint64_t before = tier->stats().bytes;
+    uint64_t saved = 0, blocks = 0;
+    for (uint64_t n = 0; n < 8; ++n) {
+      const auto done = Compress(*tier, n);
+      if (absl::IsNotFound(done.status())) continue;  // a full tier gives one up to have where to write to
+      ASSERT_TRUE(done.ok()) << done.status();
+      EXPECT_LT(done->after, done->before);
+      saved += done->before - done->after;
+      ++blocks;
+    }
+    EXPECT_GE(blocks, 7u);
+    EXPECT_EQ(tier->stats().blocks, blocks);
+    EXPECT_LE(tier->stats().bytes, before - saved);
+    const auto again = Compress(*tier, 7);
+    ASSERT_TRUE(again.ok());
+    EXPECT_EQ(again->after, again->before);
+    for (uint64_t n = 100; n < 102; ++n) ASSERT_TRUE(StoreKv(*tier, n).ok());
+    for (uint64_t n = 0; n < 8; ++n) EXPECT_FALSE(WrongBytes(LoadKv(*tier, n)));
+    EXPECT_TRUE(LoadKv(*tier, 7).ok());
+  }
+  auto tier = MustOpen(Options(8));
+  size_t found = 0;
+  for (uint64_t n = 0; n < 8; ++n) {
+    const absl::Status status = LoadKv(*tier, n);
+    EXPECT_FALSE(WrongBytes(status));
+    found += status.ok();
+  }
+  EXPECT_GE(found, 7u);
+}
+
+TEST_F(CompressTest, ABlockThatWouldHardlyShrinkStaysAsItIs) {
+  DiskTierOptions o = Options();
+  o.compress = true;
+  auto tier = MustOpen(o);
+  ASSERT_TRUE(Store(*tier, 1).ok());  // noise
+  EXPECT_EQ(tier->stats().bytes, 9u * 4096);
+  const auto done = Compress(*tier, 1);
+  ASSERT_TRUE(done.ok()) << done.status();
+  EXPECT_EQ(done->before, done->after);
+  EXPECT_TRUE(Load(*tier, 1).ok());
+  EXPECT_EQ(Compress(*tier, 2).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(CompressTest, EveryDamagedByteOfAnEncodedRecordIsAMiss) {
+  DiskTierOptions o = Options(2 * 4);
+  o.compress = true;
+  auto tier = MustOpen(o);
+  Rng rng(11);
+  for (int round = 0; round < 80; ++round) {
+    ASSERT_TRUE(StoreKv(*tier, 3).ok());
+    ASSERT_TRUE(tier->WaitIdle(absl::Seconds(10)));
+    const uint64_t record = tier->stats().bytes;
+    // The only one, at the front: behind its header's checksummed part lies nothing but the payload.
+    FlipBit(tier->directory() + "/blocks", kDiskPageBytes + rng.Below(record - kDiskPageBytes),
+            static_cast<int>(rng.Below(8)));
+    const absl::Status status = LoadKv(*tier, 3);
+    EXPECT_FALSE(WrongBytes(status));
+    EXPECT_TRUE(status.ok() || absl::IsDataLoss(status)) << status;
+    ASSERT_TRUE(Forget(*tier, 3).ok());
+  }
+}
+
+TEST_F(CompressTest, ManyCallersAtOnceSeeOnlyTheirOwnBytes) {
+  DiskTierOptions o = Options(12);
+  o.max_writes = 512;
+  std::atomic<int> wrong = 0, hits = 0, shorter = 0;
+  for (const bool compress : {false, true}) {
+    o.compress = compress;
+    auto tier = MustOpen(o);
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        Rng rng(t);
+        for (int i = 0; i < 250; ++i) {
+          const uint64_t n = rng.Below(24);
+          switch (rng.Below(8)) {
+            case 0:
+              (void)Forget(*tier, n);
+              break;
+            case 1:
+            case 2:
+              (void)StoreKv(*tier, n);
+              break;
+            case 3: {
+              const auto done = Compress(*tier, n);
+              shorter += done.ok() && done->after < done->before;
+              break;
+            }
+            default: {
+              const absl::Status status = LoadKv(*tier, n);
+              wrong += WrongBytes(status);
+              hits += status.ok();
+            }
+          }
+        }
+      });
+    }
+    for (std::thread& t : threads) t.join();
+    EXPECT_TRUE(tier->WaitIdle(absl::Seconds(10)));
+    EXPECT_LE(tier->stats().bytes, tier->caps().capacity_bytes);
+  }
+  EXPECT_EQ(wrong, 0);
+  EXPECT_GT(hits, 0);
+  EXPECT_GT(shorter, 0);
+}
+
+TEST_F(CompressTest, WhatEndsWhileItIsEncodedIsAnsweredOnce) {
+  DiskTierOptions o = Options(64);
+  o.compress = true;
+  for (int round = 0; round < 20; ++round) {
+    auto tier = MustOpen(o);
+    const auto bytes = KvBytes(1);
+    std::atomic<int> answers = 0;
+    for (uint64_t n = 0; n < 16; ++n) {
+      tier->Write(InfoOf(n), bytes, [&](absl::Status) { ++answers; });
+      tier->Compress(KeyOf(n), [&](absl::StatusOr<BlockTier::Compressed>) { ++answers; });
+    }
+    tier.reset();
+    EXPECT_EQ(answers, 32);
+  }
+}
+
+// Blocks that a version before sizes and encodings left on the disk.
+TEST_F(CompressTest, RecordsOfVersionOneAreReadAndCanBeCompressed) {
+  const DiskTierOptions o = Options(4);
+  PlantVersionOne(o, 3);
+  {
+    auto tier = MustOpen(o);
+    EXPECT_EQ(tier->stats().blocks, 3u);
+    for (uint64_t n = 0; n < 3; ++n) EXPECT_TRUE(LoadKv(*tier, n).ok()) << n;
+    const auto done = Compress(*tier, 1);
+    ASSERT_TRUE(done.ok()) << done.status();
+    EXPECT_LT(done->after, done->before);
+  }
+  auto tier = MustOpen(o);
+  EXPECT_EQ(tier->stats().blocks, 3u);
+  for (uint64_t n = 0; n < 3; ++n) EXPECT_TRUE(LoadKv(*tier, n).ok()) << n;
+}
+
+TEST_F(CompressTest, ARecordOfMoreTokensThanABlockHasIsDamaged) {
+  const DiskTierOptions o = Options(4);
+  // They fit into its header, and would not into the one that is written now.
+  PlantVersionOne(o, 2, [&](RecordHeader& h) {
+    h.layout.clear();
+    h.info.tenant.clear();
+    h.info.tokens.assign((RecordHeaderBytes(o.layout.block_tokens) - 180) / 4, 7);
+  });
+  auto tier = MustOpen(o);
+  EXPECT_EQ(tier->stats().blocks, 2u);
+  EXPECT_EQ(Compress(*tier, 0).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(LoadKv(*tier, 1).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(tier->stats().blocks, 0u);
+  EXPECT_TRUE(StoreKv(*tier, 0).ok());
+  EXPECT_TRUE(LoadKv(*tier, 0).ok());
+}
+
+TEST_F(CompressTest, ABlockThatIsStoredAnewWhileItWaitsToBeCompressedIsLeftAlone) {
+  DiskTierOptions o = Options(8);
+  {
+    auto tier = MustOpen(o);  // as they are
+    for (uint64_t n = 0; n < 3; ++n) ASSERT_TRUE(StoreKv(*tier, n).ok());
+  }
+  o.compress = true;
+  o.read_bytes_per_second = 9 * 4096 / 2;
+  o.read_timeout = absl::Seconds(20);
+  auto tier = MustOpen(o);
+  // Two loads go at once, the next waits two seconds; and until it has begun nothing is compressed.
+  for (uint64_t n = 1; n < 3; ++n) ASSERT_TRUE(LoadKv(*tier, n).ok());
+  std::vector<std::byte> dst(Layout().block_bytes());
+  std::promise<absl::Status> load;
+  tier->Read(KeyOf(1), {}, dst, absl::Seconds(20), [&](const auto& r) { load.set_value(r.status()); });
+  std::promise<absl::StatusOr<BlockTier::Compressed>> answer;
+  tier->Compress(KeyOf(0), [&](auto done) { answer.set_value(std::move(done)); });
+  ASSERT_TRUE(Forget(*tier, 0).ok());
+  ASSERT_TRUE(StoreKv(*tier, 0).ok());
+  const auto done = answer.get_future().get();
+  ASSERT_TRUE(done.ok()) << done.status();
+  EXPECT_EQ(done->before, done->after);
+  EXPECT_LE(done->after, 7u * 4096);
+  EXPECT_TRUE(load.get_future().get().ok());
+  EXPECT_TRUE(LoadKv(*tier, 0).ok());
+}
+
+TEST_F(CompressTest, LoadsThatWaitForTheirRateDoNotHoldUpStores) {
+  DiskTierOptions o = Options(8);
+  o.read_bytes_per_second = 4096;  // a record in nine seconds
+  o.write_share = 0;
+  o.read_quiet = absl::Milliseconds(200);
+  o.read_timeout = absl::Seconds(10);
+  auto tier = MustOpen(o);
+  for (uint64_t n = 0; n < 3; ++n) ASSERT_TRUE(StoreKv(*tier, n).ok());
+  for (uint64_t n = 0; n < 2; ++n) ASSERT_TRUE(LoadKv(*tier, n).ok());
+  std::vector<std::byte> dst(Layout().block_bytes());
+  std::promise<void> answered;
+  tier->Read(KeyOf(2), {}, dst, absl::Seconds(4), [&](const auto&) { answered.set_value(); });
+  EXPECT_TRUE(StoreKv(*tier, 3).ok());
+  EXPECT_EQ(tier->stats().reads_waiting, 1u);
+  answered.get_future().wait();
+}
+
+TEST_F(CompressTest, TheNextVictimIsWhatAnEncodedStoreWouldTake) {
+  DiskTierOptions o = Options(8);
+  o.compress = true;
+  auto tier = MustOpen(o);
+  size_t without = 0;
+  for (uint64_t n = 0; n < 20; ++n) {
+    const size_t before = tier->stats().blocks;
+    const auto victim = tier->NextVictim(Layout().block_bytes());
+    ASSERT_TRUE(StoreKv(*tier, n).ok());
+    EXPECT_EQ(tier->stats().blocks, before + (victim.has_value() ? 0 : 1)) << n;
+    EXPECT_FALSE(victim.has_value() && tier->Contains(*victim)) << n;
+    without += !victim.has_value();
+  }
+  EXPECT_GE(without, 10u);  // eight full ones would have fitted
+}
+
+TEST_F(CompressTest, LoadsKeepToTheirRate) {
+  DiskTierOptions o = Options(8);
+  o.read_bytes_per_second = 10 * 9 * 4096;  // ten records
+  auto tier = MustOpen(o);
+  for (uint64_t n = 0; n < 7; ++n) ASSERT_TRUE(StoreKv(*tier, n).ok());
+  const auto start = std::chrono::steady_clock::now();
+  for (uint64_t n = 0; n < 7; ++n) EXPECT_TRUE(LoadKv(*tier, n).ok());
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  EXPECT_GE(took.count(), 0.4);  // two and a half at once, and then one in a tenth of a second
+  EXPECT_EQ(tier->health().state, TierState::kOn);  // a limit is no slow disk
 }
 
 }  // namespace

@@ -79,6 +79,7 @@ class FakeBlockTier final : public BlockTier {
     uint64_t erased = 0;
     {
       std::lock_guard lock(mu_);
+      if (holding_erases_) return held_erases_.push_back(std::move(done));
       std::vector<BlockKey> keys;
       for (const auto& [key, record] : records_) {
         if (matches(EntryOf(record))) keys.push_back(key);
@@ -87,6 +88,19 @@ class FakeBlockTier final : public BlockTier {
       erased = keys.size();
     }
     done(erased);
+  }
+  // A quarter less, it says.
+  void Compress(const BlockKey& key, CompressDone done) override {
+    absl::StatusOr<Compressed> answer = absl::NotFoundError("fake tier: no such block");
+    {
+      std::lock_guard lock(mu_);
+      if (const auto it = records_.find(key); it != records_.end()) {
+        const uint64_t shorter = block_bytes_ - block_bytes_ / 4;
+        answer = Compressed{it->second.compressed ? shorter : block_bytes_, shorter};
+        it->second.compressed = true;
+      }
+    }
+    done(std::move(answer));
   }
   bool Contains(const BlockKey& key) const override {
     std::lock_guard lock(mu_);
@@ -158,6 +172,11 @@ class FakeBlockTier final : public BlockTier {
     }
     for (auto& [id, read] : reads) Answer(std::move(read));
   }
+  // From now on EraseIf erases nothing and does not answer until the tier ends.
+  void HoldErases() {
+    std::lock_guard lock(mu_);
+    holding_erases_ = true;
+  }
 
  private:
   static constexpr size_t kMaxReads = 64;
@@ -167,6 +186,7 @@ class FakeBlockTier final : public BlockTier {
     std::vector<std::byte> bytes;
     uint64_t checksum = 0;
     uint64_t number = 0;
+    bool compressed = false;
   };
   struct Held {
     BlockKey key;
@@ -243,6 +263,8 @@ class FakeBlockTier final : public BlockTier {
   TierSpeed speed_;
   TierObserver* observer_ = nullptr;
   bool holding_ = false;
+  bool holding_erases_ = false;
+  std::vector<CountDone> held_erases_;
   std::map<ReadId, Held> held_;
   ReadId last_read_ = 0;
 };
