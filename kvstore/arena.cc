@@ -13,19 +13,20 @@
 #include <system_error>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/log.h"
+#include "base/shared_memory.h"
 #include "base/status.h"
-#include "kvstore/shared_memory.h"
+#include "kvstore/huge_pages.h"
 
 namespace tidepool {
 namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = 2 << 20;
 // What the kernel takes in one bit mask of nodes here.
 constexpr uint32_t kMaxNodes = 1024;
 constexpr const char* kHugePool = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
@@ -114,22 +115,31 @@ struct Memory {
   size_t bytes = 0;
   int fd = -1;
   std::string_view pages = "4 KiB";
+  bool reserved_huge = false;
+  bool ask_for_huge = false;
 };
+
+// Whether the kernel gives huge pages to shared memory that asks by madvise: it answers yes also where not.
+bool TransparentForShared() {
+  const std::string choice = Line("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  return !choice.empty() && !absl::StrContains(choice, "[never]") && !absl::StrContains(choice, "[deny]");
+}
 
 // Memory that other processes can be given to read.
 absl::StatusOr<Memory> MapShared(size_t bytes, bool huge) {
-  if (huge) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  if (huge) bytes = (bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   TP_ASSIGN_OR_RETURN(auto shared, SharedMemory::Create("tidepool-kv", bytes, /*peer_writes=*/false, huge));
   return Memory{.base = shared.first.Release(),
                 .bytes = bytes,
                 .fd = shared.second.Release(),
-                .pages = huge ? "2 MiB, reserved" : "4 KiB"};
+                .pages = huge ? "2 MiB, reserved" : "4 KiB",
+                .reserved_huge = huge};
 }
 
 bool EnoughReserved(size_t bytes) {
   const std::string pool = kHugePool;
   const uint64_t free = Number(pool + "free_hugepages"), promised = Number(pool + "resv_hugepages");
-  return free > promised && (free - promised) >= (bytes + kHugePage - 1) / kHugePage;
+  return free > promised && (free - promised) >= (bytes + kHugePageBytes - 1) / kHugePageBytes;
 }
 
 absl::StatusOr<Memory> Allocate(size_t bytes, const std::string& huge_pages) {
@@ -141,8 +151,8 @@ absl::StatusOr<Memory> Allocate(size_t bytes, const std::string& huge_pages) {
     if (huge_pages == "on") {
       return absl::ResourceExhaustedError(absl::StrCat(
           "host tier: kv.huge_pages is on, but ", bytes, " bytes of reserved huge pages cannot be had (",
-          m.status().message(), "); write at least ", (bytes + kHugePage - 1) / kHugePage, " to ", kHugePool,
-          "nr_hugepages, or set kv.huge_pages: auto"));
+          m.status().message(), "); write at least ", (bytes + kHugePageBytes - 1) / kHugePageBytes, " to ",
+          kHugePool, "nr_hugepages, or set kv.huge_pages: auto"));
     }
   }
   absl::StatusOr<Memory> shared = MapShared(bytes, /*huge=*/false);
@@ -160,7 +170,9 @@ absl::StatusOr<Memory> Allocate(size_t bytes, const std::string& huge_pages) {
   }
   if (huge_pages == "auto") {
     // Kernels that have none for this kind of memory answer EINVAL, and 4 KiB pages work as well.
-    if (madvise(m.base, m.bytes, MADV_HUGEPAGE) == 0) m.pages = "transparent";
+    const bool advised = madvise(m.base, m.bytes, MADV_HUGEPAGE) == 0;
+    if (advised && (m.fd < 0 || TransparentForShared())) m.pages = "transparent";
+    m.ask_for_huge = advised && m.fd >= 0 && m.bytes >= kHugePageBytes;
   } else {
     madvise(m.base, m.bytes, MADV_NOHUGEPAGE);
   }
@@ -197,6 +209,8 @@ absl::StatusOr<SlotArena> SlotArena::Map(size_t slot_bytes, uint32_t slots, cons
   arena.bytes_ = memory->bytes;
   arena.fd_ = memory->fd;
   arena.pages_ = memory->pages;
+  arena.reserved_huge_ = memory->reserved_huge;
+  arena.ask_for_huge_ = memory->ask_for_huge;
   Apply(policy, memory->base, memory->bytes);
   madvise(memory->base, memory->bytes, MADV_DONTDUMP);  // a core file of it all would help nobody
   // On fault: what is not used yet stays uncommitted.
@@ -214,7 +228,9 @@ SlotArena::SlotArena(SlotArena&& other) noexcept
       stride_(other.stride_),
       slot_bytes_(other.slot_bytes_),
       fd_(std::exchange(other.fd_, -1)),
-      pages_(other.pages_) {}
+      pages_(other.pages_),
+      reserved_huge_(other.reserved_huge_),
+      ask_for_huge_(std::exchange(other.ask_for_huge_, false)) {}
 
 SlotArena::~SlotArena() {
   if (base_ != nullptr && munmap(base_, bytes_) != 0) spdlog::error("host tier: munmap: {}", Errno());

@@ -19,11 +19,11 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/shared_memory.h"
 #include "base/status.h"
 #include "kvstore/arena_codec.h"
 #include "kvstore/arena_directory.h"
 #include "kvstore/arena_server.h"
-#include "kvstore/shared_memory.h"
 
 namespace tidepool {
 namespace {

@@ -11,6 +11,19 @@ namespace {
 
 constexpr uint32_t kEntriesMax = 1 << 20, kChunksMax = 1 << 24;
 
+template <typename T>
+void PrefetchLines(const T* begin, size_t n) {
+  const auto* const at = reinterpret_cast<const char*>(begin);
+  for (size_t line = 0; line < n * sizeof(T); line += 64) __builtin_prefetch(at + line);
+}
+
+// What the owner wrote lies in another core's cache: all lines are asked for before any is waited for.
+void Prefetch(const DirectoryChunk& c, uint32_t items) {
+  PrefetchLines(c.names.data(), items);
+  PrefetchLines(c.slots.data(), items);
+  PrefetchLines(c.generations.data(), items);
+}
+
 }  // namespace
 
 OfferName OfferName::Of(std::string_view request) {
@@ -78,10 +91,11 @@ bool ArenaDirectory::Append(uint32_t entry, const BlockKey& key, SlotRef ref) {
     }
     last_[entry] = fresh;
   }
-  DirectoryItem& item = shape_.chunks[last_[entry]].items[n % DirectoryChunk::kItems];
-  std::memcpy(item.key.data(), key.bytes.data(), item.key.size());
-  item.generation = ref.generation;
-  item.slot = ref.slot;
+  DirectoryChunk& c = shape_.chunks[last_[entry]];
+  const uint32_t i = n % DirectoryChunk::kItems;
+  c.names[i] = DirectoryChunk::Name::Of(key);
+  c.generations[i] = ref.generation;
+  c.slots[i] = ref.slot;
   e.count.store(n + 1, std::memory_order_release);
   return true;
 }
@@ -147,18 +161,53 @@ bool DirectoryReader::Hold(const Claim& claim) {
 
 void DirectoryReader::Drop(const Claim& claim) { claims_[claim.entry].store(0, std::memory_order_seq_cst); }
 
-uint32_t DirectoryReader::Items(const Claim& claim,
-                                absl::InlinedVector<const DirectoryChunk*, 64>& chain) const {
+uint32_t DirectoryReader::Items(const Claim& claim, Chain& chain, uint32_t hint, size_t wanted) const {
   const DirectoryEntry& e = shape_.entries[claim.entry];
   const uint32_t count = e.count.load(std::memory_order_acquire);
   // One that leads nowhere, or in a circle, ends the list.
   uint32_t c = e.first.load(std::memory_order_relaxed);
-  while (c != DirectoryChunk::kNone && c <= chunks_ && chain.size() < chunks_ &&
-         chain.size() * DirectoryChunk::kItems < count) {
-    chain.push_back(&shape_.chunks[c]);
-    c = chain.back()->next.load(std::memory_order_relaxed);
+  for (uint64_t begin = 0;
+       c != DirectoryChunk::kNone && c <= chunks_ && chain.size() < chunks_ && begin < count;
+       begin += DirectoryChunk::kItems) {
+    const DirectoryChunk& chunk = shape_.chunks[c];
+    chain.push_back(&chunk);
+    c = chunk.next.load(std::memory_order_relaxed);
+    if (begin + DirectoryChunk::kItems > hint && begin < hint + uint64_t{wanted}) {
+      const uint64_t items =
+          std::min<uint64_t>({DirectoryChunk::kItems, count - begin, hint + wanted - begin});
+      Prefetch(chunk, static_cast<uint32_t>(items));
+    }
   }
   return static_cast<uint32_t>(std::min<size_t>(count, chain.size() * DirectoryChunk::kItems));
+}
+
+uint32_t DirectoryReader::RunAt(const Chain& chain, uint32_t n, uint32_t at, std::span<const BlockKey> keys) {
+  if (at >= n) return 0;
+  const DirectoryChunk& c = *chain[at / DirectoryChunk::kItems];
+  const uint32_t begin = at % DirectoryChunk::kItems;
+  const auto most =
+      static_cast<uint32_t>(std::min<size_t>({n - at, DirectoryChunk::kItems - begin, keys.size()}));
+  // Without a branch for each: that all are there is the rule.
+  uint64_t differs = 0;
+  for (uint32_t i = 0; i < most; ++i) {
+    const auto name = DirectoryChunk::Name::Of(keys[i]);
+    differs |= (name.low ^ c.names[begin + i].low) | (name.high ^ c.names[begin + i].high);
+  }
+  if (differs == 0) return most;
+  uint32_t same = 0;
+  while (same < most && DirectoryChunk::Name::Of(keys[same]) == c.names[begin + same]) ++same;
+  return same;
+}
+
+bool DirectoryReader::Search(const Chain& chain, uint32_t n, const BlockKey& key, uint32_t& at) {
+  const auto name = DirectoryChunk::Name::Of(key);
+  for (uint32_t i = 0; i < n; ++i) {
+    if (chain[i / DirectoryChunk::kItems]->names[i % DirectoryChunk::kItems] == name) {
+      at = i;
+      return true;
+    }
+  }
+  return false;
 }
 
 }  // namespace tidepool

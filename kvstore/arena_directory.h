@@ -42,7 +42,7 @@ struct OfferName {
 };
 
 struct alignas(64) DirectoryHeader {
-  static constexpr uint64_t kMagic = 0x3172694465646954;  // "TideDir1"
+  static constexpr uint64_t kMagic = 0x3272694465646954;  // "TideDir2"
   uint64_t magic;
   uint32_t entries;  // a power of two
   uint32_t chunks;
@@ -57,23 +57,28 @@ struct alignas(64) DirectoryEntry {
   std::atomic<uint32_t> first;  // chunk
 };
 
-struct DirectoryItem {
-  std::array<uint8_t, 16> key;  // the first half of the block key: it is compared inside one request only
-  uint64_t generation;
-  uint32_t slot;
-  uint32_t unused;
-
-  bool Is(const BlockKey& k) const { return std::memcmp(key.data(), k.bytes.data(), key.size()) == 0; }
-};
-static_assert(sizeof(DirectoryItem) == 32);
-
+// Of so many blocks: their slots, generations and names apart, so that whoever takes them all reads no more
+// lines of another core's cache than it must, and compares names many at a time.
 struct alignas(64) DirectoryChunk {
-  static constexpr uint32_t kItems = 62;
-  static constexpr uint32_t kNone = 0;  // no chunk: chunk numbers begin with 1
-  std::array<DirectoryItem, kItems> items;
+  static constexpr uint32_t kItems = 146;  // what makes a chunk of 4 KiB
+  static constexpr uint32_t kNone = 0;     // no chunk: chunk numbers begin with 1
+  // The first half of a block key: it is compared inside one request only.
+  struct Name {
+    uint64_t low, high;
+    static Name Of(const BlockKey& key) {
+      Name n;
+      std::memcpy(&n, key.bytes.data(), sizeof n);
+      return n;
+    }
+    bool operator==(const Name&) const = default;
+  };
+
   std::atomic<uint32_t> next;
+  std::array<uint32_t, kItems> slots;
+  std::array<uint64_t, kItems> generations;
+  std::array<Name, kItems> names;
 };
-static_assert(sizeof(DirectoryChunk) == 2048);
+static_assert(sizeof(DirectoryChunk) == 4096);
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
 
 // DirectoryShape: View of the memory that both sides agree on.
@@ -139,25 +144,29 @@ class DirectoryReader {
   void Drop(const Claim& claim);
   // Of a claim that is held: gives `sink` the slot of each of the keys, in their order, looking for them from
   // `hint` on (which is moved on past what was found: a request's blocks are asked for in the order in which
-  // they were offered). False, at the first that is not there or whose slot is not below `slots`.
+  // they were offered). False where one is not there or its slot is not below `slots`: what `sink` was given
+  // is not to be used then.
   template <typename Sink>
   bool Collect(const Claim& claim, std::span<const BlockKey> keys, uint32_t slots, uint32_t& hint,
                const Sink& sink) const {
-    absl::InlinedVector<const DirectoryChunk*, 64> chain;
-    const uint32_t n = Items(claim, chain);
-    const auto item = [&](uint32_t i) -> const DirectoryItem& {
-      return chain[i / DirectoryChunk::kItems]->items[i % DirectoryChunk::kItems];
-    };
+    Chain chain;
+    const uint32_t n = Items(claim, chain, hint, keys.size());
     uint32_t at = hint;
-    for (const BlockKey& key : keys) {
-      uint32_t i = at;
-      if (i >= n || !item(i).Is(key)) {
-        i = 0;
-        while (i < n && !item(i).Is(key)) ++i;
+    for (size_t done = 0; done < keys.size();) {
+      uint32_t run = RunAt(chain, n, at, keys.subspan(done));
+      if (run == 0) {
+        if (!Search(chain, n, keys[done], at)) return false;
+        run = 1;
       }
-      if (i == n || item(i).slot >= slots) return false;
-      sink(SlotRef{item(i).slot, item(i).generation});
-      at = i + 1;
+      const DirectoryChunk& c = *chain[at / DirectoryChunk::kItems];
+      const uint32_t begin = at % DirectoryChunk::kItems;
+      for (uint32_t i = begin; i < begin + run; ++i) {
+        const uint32_t slot = c.slots[i];  // once: its owner may be up to anything
+        if (slot >= slots) return false;
+        sink(SlotRef{slot, c.generations[i]});
+      }
+      at += run;
+      done += run;
     }
     hint = at;
     return true;
@@ -166,8 +175,15 @@ class DirectoryReader {
   bool short_of_room() const { return shape_.header->short_of_room.load(std::memory_order_relaxed) != 0; }
 
  private:
-  // The entry's chunks in order; returns how many items are in them.
-  uint32_t Items(const Claim& claim, absl::InlinedVector<const DirectoryChunk*, 64>& chain) const;
+  using Chain = absl::InlinedVector<const DirectoryChunk*, 32>;
+  // The entry's chunks in order; returns how many items are in them. Has those that hold items
+  // [hint, hint + wanted) come into the cache meanwhile.
+  uint32_t Items(const Claim& claim, Chain& chain, uint32_t hint, size_t wanted) const;
+  // How many of keys[0..) are the items from `at` on, as far as its chunk goes: all that are left of it, or
+  // what comes before the first that differs.
+  static uint32_t RunAt(const Chain& chain, uint32_t n, uint32_t at, std::span<const BlockKey> keys);
+  // Where the key is. False: nowhere.
+  static bool Search(const Chain& chain, uint32_t n, const BlockKey& key, uint32_t& at);
 
   DirectoryShape shape_;
   uint32_t entries_ = 0;

@@ -96,7 +96,12 @@ void ArenaLink::Impl::Deliver(FetchSpec spec, ArenaClient::Taken taken, absl::Ti
   FetchResult result;
   result.transport = "arena";
   result.slots = std::move(spec.slots);
-  result.filled.assign(n, true);
+  result.status = CheckFetchSlots(std::span(result.slots).subspan(stay ? sealed : 0), *options.pool);
+  result.filled.assign(n, result.status.ok());
+  if (!result.status.ok()) {
+    BlockLease::DropAll(std::move(taken.blocks));
+    return done(std::move(result));
+  }
   uint64_t copied = 0;
   if (sealed < n) {
     copied += CopyTokens(layout, std::min(spec.tail_tokens, layout.block_tokens), taken.blocks[sealed].data(),
@@ -112,14 +117,15 @@ void ArenaLink::Impl::Deliver(FetchSpec spec, ArenaClient::Taken taken, absl::Ti
     copied += sealed * layout.block_bytes();
   }
   // What was copied goes at once: the peer waits for it. Else it is the slots kept for what now stays where
-  // it is, and the caller is the one that waits.
+  // it is, and the caller is the one that waits: for nothing that can be done afterwards.
   if (!stay) BlockLease::DropAll(std::move(taken.blocks));
   result.bytes = n * layout.block_bytes();
   result.elapsed = options.clock->Now() - started;
+  const double seconds = absl::ToDoubleSeconds(result.elapsed);
+  done(std::move(result));
   probe.in_place.Add(stay ? sealed * layout.block_bytes() : 0);
   probe.copied.Add(copied);
-  probe.duration.Observe(absl::ToDoubleSeconds(result.elapsed));
-  done(std::move(result));
+  probe.duration.Observe(seconds);
   BlockLease::DropAll(std::move(taken.blocks));
 }
 
@@ -144,12 +150,14 @@ ArenaLink::~ArenaLink() = default;
 
 bool ArenaLink::Fetch(FetchSpec& spec, Done& done) {
   const ArenaClient::Peer peer{spec.peer.arena, spec.peer.boot_id};
-  if (peer.arena.empty() || spec.keys.empty() || !impl_->client.Reaches(peer)) return false;
+  if (peer.arena.empty() || spec.keys.empty()) return false;
   const absl::Time started = impl_->options.clock->Now();
+  // First: for a peer that is mapped, whether it can be reached need not be asked.
   if (auto taken = impl_->client.TryTake(peer, spec.request_id, spec.keys)) {
     impl_->Deliver(std::move(spec), *std::move(taken), started, done);
     return true;
   }
+  if (!impl_->client.Reaches(peer)) return false;
   const std::string request = spec.request_id;
   const absl::Time deadline = spec.deadline;
   std::vector<BlockKey> keys = spec.keys;

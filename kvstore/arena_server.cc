@@ -21,15 +21,16 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/digest.h"
 #include "base/log.h"
+#include "base/shared_memory.h"
 #include "base/status.h"
 #include "kvstore/arena_codec.h"
 #include "kvstore/arena_directory.h"
-#include "kvstore/shared_memory.h"
 
 namespace tidepool {
 namespace {
@@ -329,13 +330,13 @@ void ArenaServer::Impl::CountHeld() {
       fresh.push_back(&it->second.leases);
     }
   }
-  for (std::vector<BlockLease>* leases : fresh) {
-    for (BlockLease& lease : *leases) lease = lease.Clone(LeaseKind::kPeer);
-  }
+  for (std::vector<BlockLease>* leases : fresh)
+    BlockLease::DropAll(std::exchange(*leases, BlockLease::CloneAll(*leases, LeaseKind::kPeer)));
 }
 
 void ArenaServer::Impl::ReleaseClaims(Connection& c) {
-  std::vector<BlockLease> dropped;  // after the lock is
+  std::vector<BlockLease> dropped;
+  const absl::Cleanup drop = [&] { BlockLease::DropAll(std::move(dropped)); };  // after the lock is
   std::lock_guard lock(mu);
   for (uint32_t entry : std::vector(c.held)) {
     if (c.claims[entry].load(std::memory_order_seq_cst) != held.at(entry).version) Unhold(entry, &c, dropped);
@@ -593,6 +594,7 @@ void ArenaServer::Impl::On(Connection& c, ArenaRelease& p) {
     if (it == c.grants.end()) continue;  // released already
     c.granted -= it->second.size();
     granted_blocks -= it->second.size();
+    BlockLease::DropAll(std::move(it->second));
     c.grants.erase(it);
   }
   ReleaseClaims(c);
@@ -610,6 +612,10 @@ void ArenaServer::Impl::On(Connection& c, ArenaCancel& p) {
 void ArenaServer::Impl::Close(int fd) {
   std::unique_ptr<Connection> c;
   std::vector<BlockLease> dropped;
+  const absl::Cleanup drop = [&] {  // after the lock is
+    BlockLease::DropAll(std::move(dropped));
+    for (auto& [id, leases] : c->grants) BlockLease::DropAll(std::move(leases));
+  };
   std::lock_guard lock(mu);
   const auto it = connections.find(fd);
   c = std::move(it->second);

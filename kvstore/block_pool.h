@@ -36,6 +36,10 @@ class SlotOwner {
   virtual bool writable() const = 0;
   // One more lease on a slot that is leased already.
   virtual void AddLease(SlotRef ref, LeaseKind kind) = 0;
+  // On each of many at once; an owner that takes a lock takes it once.
+  virtual void AddLeases(std::span<const SlotRef> refs, LeaseKind kind) {
+    for (const SlotRef& ref : refs) AddLease(ref, kind);
+  }
   virtual void DropLease(SlotRef ref, LeaseKind kind) = 0;
   // Drops many at once; an owner that takes a lock takes it once.
   virtual void DropLeases(std::span<const SlotRef> refs, LeaseKind kind) {
@@ -51,16 +55,20 @@ class BlockLease {
  public:
   BlockLease() = default;
   // Takes over one lease that `owner` has counted already: for the implementations of SlotOwner.
-  BlockLease(SlotOwner* owner, SlotRef ref, LeaseKind kind) : owner_(owner), ref_(ref), kind_(kind) {}
+  BlockLease(SlotOwner* owner, SlotRef ref, LeaseKind kind)
+      : owner_(owner), generation_(ref.generation), slot_(ref.slot), kind_(kind) {}
   BlockLease(BlockLease&& other) noexcept
-      : owner_(std::exchange(other.owner_, nullptr)), ref_(other.ref_), kind_(other.kind_) {}
+      : owner_(std::exchange(other.owner_, nullptr)),
+        generation_(other.generation_),
+        slot_(other.slot_),
+        kind_(other.kind_) {}
   BlockLease& operator=(BlockLease&& other) noexcept;
   ~BlockLease() {
-    if (owner_ != nullptr) owner_->DropLease(ref_, kind_);
+    if (owner_ != nullptr) owner_->DropLease(ref(), kind_);
   }
 
   bool empty() const { return owner_ == nullptr; }
-  SlotRef ref() const { return ref_; }
+  SlotRef ref() const { return {slot_, generation_}; }
   LeaseKind kind() const { return kind_; }
   // layout().block_bytes() bytes, 64-byte aligned.
   std::span<std::byte> data() const;
@@ -69,6 +77,8 @@ class BlockLease {
   // A second lease on the same block: it stays until both are dropped.
   BlockLease Clone() const { return Clone(kind_); }
   BlockLease Clone(LeaseKind kind) const;
+  // Of all of them (empty for empty ones), with as few lock operations as there are owners in a row.
+  static std::vector<BlockLease> CloneAll(std::span<const BlockLease> leases, LeaseKind kind);
   // Whose slot it is: a pool compares with itself.
   const SlotOwner* owner() const { return owner_; }
 
@@ -79,10 +89,13 @@ class BlockLease {
  private:
   friend class BlockPool;
 
+  // Thousands of them change hands at once: small, so no SlotRef with its padding.
   SlotOwner* owner_ = nullptr;
-  SlotRef ref_;
+  uint64_t generation_ = 0;
+  uint32_t slot_ = 0;
   LeaseKind kind_ = LeaseKind::kSequence;
 };
+static_assert(sizeof(BlockLease) == 24);
 
 // BlockPool: the host tier. A fixed arena of slots, each empty, leased, or holding a published block that
 // anyone may lease by key. Published blocks that nobody leases are evicted when Reserve needs room: a chain
@@ -190,6 +203,10 @@ class BlockPool final : public SlotOwner {
   // LeasePrefix teaches it too. A lease on another process's slot is handed back as it is: its owner has
   // published it.
   BlockLease Publish(BlockLease lease, BlockInfo info);
+  // The same for contents that were read or fetched into the slot rather than computed. False, and the lease
+  // as it was: a Clear or Erase meant this block after the slot was reserved, so what was read may be what
+  // was to be forgotten. It stays unpublished; its holder may use it.
+  bool PublishLoaded(BlockLease& lease, BlockInfo info);
   // What Publish was told of a block that is readable here.
   std::optional<BlockInfo> Info(const BlockKey& key) const;
 
@@ -204,11 +221,12 @@ class BlockPool final : public SlotOwner {
   Page List(uint64_t cursor, size_t max, const BlockFilter& filter = {}) const;
 
   // Makes these blocks misses at once; slots are freed when the last lease ends. Hard-pinned ones stay unless
-  // `pinned`. `moved_to`: the block lives on there, and the event says so.
+  // `pinned`. `moved_to`: the block lives on there, and the event says so (and it may be loaded again).
   Removed Erase(std::span<const BlockKey> keys, bool pinned = false,
                 std::optional<Tier> moved_to = std::nullopt);
-  // The same for all that match. With a filter that matches all, one `cleared` event stands for them (if none
-  // stays).
+  // The same for all that match: those published before the call are gone when it returns. Works in steps of
+  // some hundred blocks, between which others get the lock. With a filter that matches all, one `cleared`
+  // event stands for them (if none stays).
   Removed Clear(const BlockFilter& filter, bool pinned = false);
 
   // Pins the block and what comes before it in its chain, for `ttl` from now; pinning a key or session again
@@ -233,12 +251,14 @@ class BlockPool final : public SlotOwner {
   std::span<std::byte> SlotBytes(uint32_t slot) const override;
   bool writable() const override { return true; }
   void AddLease(SlotRef ref, LeaseKind kind) override;
+  void AddLeases(std::span<const SlotRef> refs, LeaseKind kind) override;
   void DropLease(SlotRef ref, LeaseKind kind) override;
   void DropLeases(std::span<const SlotRef> refs, LeaseKind kind) override;
 
  private:
   struct State;
   explicit BlockPool(std::unique_ptr<State> state);
+  BlockLease PublishLocked(BlockLease lease, BlockInfo info, BlockLease& given_up);
   std::unique_ptr<State> state_;
 };
 

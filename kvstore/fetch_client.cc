@@ -1,11 +1,9 @@
 #include "kvstore/fetch_client.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/digest.h"
 #include "base/status.h"
 
 namespace tidepool {
@@ -401,7 +399,7 @@ BulkVerdict FetchClient::StepBulk(LaneId id, const FetchWireFrame& frame, size_t
   }
   // Twice: what was under way of an aborted fetch weighs on the lane here, and not any more there.
   if (lane.receiving + length > 2 * options_.window.max) return drop(FetchReason::kOverCredit);
-  Receive receive{id, f->handle, f->try_number, length, {}, {}, nullptr};
+  Receive receive{id, f->handle, f->try_number, length, {}, {}, nullptr, nullptr};
   BulkVerdict verdict{next_receive_, {}};
   if (data != nullptr) {
     if (const auto reason = Misfit(*f, data->range)) return drop(*reason);
@@ -414,6 +412,8 @@ BulkVerdict FetchClient::StepBulk(LaneId id, const FetchWireFrame& frame, size_t
       receive.buffer.reset(new std::byte[length]);
       verdict.dst = {receive.buffer.get(), length};
     }
+    receive.digest = std::make_unique<PayloadDigest>(length);
+    verdict.digest = receive.digest.get();
     ++f->receiving;
   } else {
     if (batch->length != length || length > kMaxBatchBytes || batch->count == 0) {
@@ -447,13 +447,19 @@ void FetchClient::On(ClientBulkDone& e) {
 
 void FetchClient::On(ClientDecoded& e) { Ended(e.receive, e.status); }
 
+// `bytes`: all that landed. What the transport let the digest take on the way was in its final place then.
+bool FetchClient::Undamaged(const Receive& receive, std::span<const std::byte> bytes) {
+  receive.digest->Update(bytes.subspan(receive.digest->size()));
+  return receive.digest->Finish() == receive.range.checksum;
+}
+
 // A payload came whole and is still wanted: until it is decoded its slot counts as being written to.
 bool FetchClient::StartDecoding(Receive& receive, const absl::Status& status) {
   auto it = fetches_.find(receive.handle);
   if (!status.ok() || it == fetches_.end()) return false;
   Fetch& f = *it->second;
   if (f.phase != Phase::kAsked || f.try_number != receive.try_number ||
-      PayloadChecksum({receive.buffer.get(), receive.bytes}) != receive.range.checksum) {
+      !Undamaged(receive, {receive.buffer.get(), receive.bytes})) {
     return false;
   }
   receive.decoding = true;
@@ -502,9 +508,8 @@ bool FetchClient::TakeRange(Fetch& f, const Receive& receive, const absl::Status
     return false;
   }
   // A payload was verified before it was decoded; one that is not being decoded did not pass.
-  const bool good = receive.range.codec != kRawCodec
-                        ? receive.decoding && status.ok()
-                        : PayloadChecksum(BytesOf(f, receive.range)) == receive.range.checksum;
+  const bool good = receive.range.codec != kRawCodec ? receive.decoding && status.ok()
+                                                     : Undamaged(receive, BytesOf(f, receive.range));
   if (!good) {
     const std::string why = status.ok() ? "" : absl::StrCat(": ", status.message());
     Fail(f, absl::DataLossError("a block arrived damaged" + why), FetchReason::kChecksum);
@@ -536,11 +541,13 @@ bool FetchClient::TakeBatch(Fetch& f, const Receive& receive, const absl::Status
       Count(*reason);
       continue;
     }
-    if (PayloadChecksum(from) != range.checksum) {
+    // A slot is nobody's but the fetch's until all of it is verified: damage may reach it, in one pass.
+    PayloadDigest digest(range.length);
+    digest.Copy(BytesOf(f, range).data(), from, /*stream=*/false);
+    if (digest.Finish() != range.checksum) {
       Fail(f, absl::DataLossError("a block arrived damaged"), FetchReason::kChecksum);
       return false;
     }
-    std::memcpy(BytesOf(f, range).data(), from.data(), from.size());
     Insert(f, range);
     Arrived(f, range);
     any = true;
@@ -687,6 +694,7 @@ void FetchClient::GiveUpQuiescence(LaneId lane) {
     Receive& receive = item.second;
     if (receive.lane != lane) return false;
     if (receive.buffer != nullptr) abandoned_.push_back(std::move(receive.buffer));
+    if (receive.digest != nullptr) abandoned_digests_.push_back(std::move(receive.digest));
     // Only what is decoded is written to the slot.
     if (receive.batch.has_value() || (receive.range.codec != kRawCodec && !receive.decoding)) return true;
     BlockLease& slot = fetches_.at(receive.handle)->spec.slots[receive.range.index];

@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
 #include "base/block_layout.h"
+#include "base/digest.h"
 #include "kvstore/fetch_codec.h"
 #include "kvstore/fetch_node.h"
 #include "kvstore/fetch_types.h"
@@ -92,6 +93,7 @@ using ClientEvent =
 struct BulkVerdict {
   uint64_t receive = 0;  // names the receive in ClientBulkDone; 0 when dropped
   std::span<std::byte> dst;
+  PayloadDigest* digest = nullptr;  // as in BulkSink
 };
 
 // FetchClient: the fetching half of the handoff. Core: no thread, socket or clock; `now` only grows.
@@ -148,8 +150,9 @@ class FetchClient {
     uint64_t bytes;
     DataRange range;  // into a slot
     std::optional<BatchFrame> batch;
-    std::unique_ptr<std::byte[]> buffer;  // of a batch, or of a payload to be decoded
-    bool decoding = false;                // arrived; being decoded into its slot
+    std::unique_ptr<std::byte[]> buffer;    // of a batch, or of a payload to be decoded
+    std::unique_ptr<PayloadDigest> digest;  // of a range, as it lands
+    bool decoding = false;                  // arrived; being decoded into its slot
   };
   struct Fetch {
     uint64_t handle;
@@ -229,6 +232,7 @@ class FetchClient {
   void Insert(Fetch& fetch, const DataRange& range);
   void Arrived(Fetch& fetch, const DataRange& range);
   std::span<std::byte> BytesOf(const Fetch& fetch, const DataRange& range) const;
+  static bool Undamaged(const Receive& receive, std::span<const std::byte> bytes);
   bool StartDecoding(Receive& receive, const absl::Status& status);
   void Ended(uint64_t receive, const absl::Status& status);
   bool TakeRange(Fetch& fetch, const Receive& receive, const absl::Status& status);
@@ -262,7 +266,9 @@ class FetchClient {
   std::map<LaneId, Lane> lanes_;
   absl::flat_hash_map<std::string, std::vector<LaneId>> lanes_of_peer_;  // open lanes only
   absl::flat_hash_map<uint64_t, Receive> receives_;
-  std::vector<std::unique_ptr<std::byte[]>> abandoned_;  // may still be written: kept to the end
+  // May still be written: kept to the end.
+  std::vector<std::unique_ptr<std::byte[]>> abandoned_;
+  std::vector<std::unique_ptr<PayloadDigest>> abandoned_digests_;
 };
 
 }  // namespace tidepool

@@ -51,7 +51,7 @@
 
 namespace tidepool {
 
-inline constexpr uint8_t kFetchProtocolVersion = 2;
+inline constexpr uint8_t kFetchProtocolVersion = 3;  // 3: eager bulk data of 1 MiB segments over TCP
 // Keys in one FETCH: keeps FETCH and COMMIT below Transport::kMaxMessageBytes.
 inline constexpr size_t kMaxFetchKeys = 4096;
 // One BATCH's bulk transfer: what a receiver has to hold in a buffer of its own before it can place it.

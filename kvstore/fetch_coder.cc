@@ -11,27 +11,40 @@ FetchCoder::FetchCoder(const BlockLayout& layout, const BlockCodec& codec, Metri
       wake_(std::move(wake)),
       thread_([this] { Run(); }) {}
 
-FetchCoder::~FetchCoder() {
+FetchCoder::~FetchCoder() { Stop(); }
+
+void FetchCoder::Cancel() {
   stop_ = true;
   jobs_.Close();
-  thread_.join();
+}
+
+void FetchCoder::Stop() {
+  Cancel();
+  if (thread_.joinable()) thread_.join();
 }
 
 void FetchCoder::Push(Job job) {
   if (jobs_.TryPush(job)) return;
-  // Beyond every limit of the cores: answered, so that nobody waits.
-  if (auto* encode = std::get_if<ServerEncode>(&job)) {
-    Put(ServerEncoded{encode->job, absl::ResourceExhaustedError("too many blocks wait to be encoded"), 0});
+  // Beyond every limit of the cores, or stopped: answered, so that nobody waits.
+  Refuse(job, stop_ ? absl::CancelledError("the node is shutting down")
+                    : absl::ResourceExhaustedError("too many blocks wait to be encoded or decoded"));
+}
+
+void FetchCoder::Refuse(const Job& job, absl::Status why) {
+  if (const auto* encode = std::get_if<ServerEncode>(&job)) {
+    Put(ServerEncoded{encode->job, std::move(why), 0});
   } else {
-    Put(ClientDecoded{std::get<ClientDecode>(job).receive,
-                      absl::ResourceExhaustedError("too many blocks wait to be decoded")});
+    Put(ClientDecoded{std::get<ClientDecode>(job).receive, std::move(why)});
   }
 }
 
 void FetchCoder::Run() {
   while (std::optional<Job> job = jobs_.Pop(absl::InfiniteDuration())) {
-    if (stop_) continue;
-    Put(std::visit([this](auto& j) { return Do(j); }, *job));
+    if (stop_) {
+      Refuse(*job, absl::CancelledError("the node is shutting down"));
+    } else {
+      Put(std::visit([this](auto& j) { return Do(j); }, *job));
+    }
   }
 }
 

@@ -31,6 +31,11 @@ class FetchCoder {
   // What waits is dropped; `wake` is not called any more, and no buffer touched.
   ~FetchCoder();
 
+  // From now on what waits and what comes is answered with Cancelled; what is being done ends as it would.
+  void Cancel();
+  // Cancel, and waits for what is being done (one block): every job is answered then.
+  void Stop();
+
   void Take(ServerEncode job) { Push(std::move(job)); }
   // The payload and the slot stay as they are until the result is taken.
   void Take(ClientDecode job) { Push(std::move(job)); }
@@ -42,6 +47,7 @@ class FetchCoder {
   static constexpr size_t kMaxJobs = 65536;  // far above what the cores have under way
 
   void Push(Job job);
+  void Refuse(const Job& job, absl::Status why);
   void Run();
   Result Do(ServerEncode& job);
   Result Do(ClientDecode& job);

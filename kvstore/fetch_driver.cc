@@ -163,9 +163,11 @@ BulkSink FetchDriver::OnBulk(EndpointId from, std::string_view header, size_t le
     }
   }
   if (verdict.dst.empty()) return {};
-  return BulkSink{verdict.dst, [this, receive = verdict.receive](absl::Status s) {
+  return BulkSink{verdict.dst,
+                  [this, receive = verdict.receive](absl::Status s) {
                     Run(client.Step(ClientBulkDone{receive, std::move(s)}, Now()));
-                  }};
+                  },
+                  verdict.digest};
 }
 
 void FetchDriver::OnMalformed(EndpointId from, const absl::Status& why) {
@@ -242,9 +244,13 @@ void FetchDriver::BeginShutdown() {
   DrainSubmissions();
   Run(client.Step(ClientShutdown{}, Now()));
   Run(server.Step(ServerShutdown{}, Now()));
+  // Nobody wants what it has to do any more, and fetches end only when nothing writes to their slots.
+  if (coder != nullptr) coder->Cancel();
 }
 
 void FetchDriver::ForceShutdown() {
+  if (coder != nullptr) coder->Stop();
+  DrainCoder();
   if (client.active() + server.active() > 0) {
     const absl::Time late = Now() + 2 * options.timings.close_grace;
     Run(client.Step(ClientTick{}, late));

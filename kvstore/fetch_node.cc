@@ -18,7 +18,7 @@ constexpr absl::Duration kMaxSleep = absl::Seconds(60);
 // The shutdown's limit in the process's own time, above the cores' close_grace.
 constexpr absl::Duration kShutdownLimit = absl::Seconds(6);
 
-absl::Status CheckSpec(const FetchSpec& spec, const BlockPool* pool) {
+absl::Status CheckSpec(const FetchSpec& spec) {
   if (spec.request_id.empty() || spec.request_id.size() > kMaxIdBytes) {
     return absl::InvalidArgumentError("fetch: request_id must have 1 to 128 bytes");
   }
@@ -33,13 +33,25 @@ absl::Status CheckSpec(const FetchSpec& spec, const BlockPool* pool) {
     return absl::InvalidArgumentError("fetch: " + std::to_string(spec.keys.size()) +
                                       " keys exceed the limit of 4096; split the fetch into parts");
   }
-  for (const BlockLease& slot : spec.slots) {
-    if (slot.owner() != pool) return absl::InvalidArgumentError("fetch: a slot is empty or of another pool");
-  }
   return absl::OkStatus();
 }
 
+void Refuse(FetchSpec& spec, const std::function<void(FetchResult)>& done, absl::Status status) {
+  FetchResult result;
+  result.status = std::move(status);
+  result.filled.assign(spec.slots.size(), false);
+  result.slots = std::move(spec.slots);
+  done(std::move(result));
+}
+
 }  // namespace
+
+absl::Status CheckFetchSlots(std::span<const BlockLease> slots, const BlockPool& pool) {
+  for (const BlockLease& slot : slots) {
+    if (slot.owner() != &pool) return absl::InvalidArgumentError("fetch: a slot is empty or of another pool");
+  }
+  return absl::OkStatus();
+}
 
 struct FetchNode::Impl : FetchDriver {
   using FetchDriver::FetchDriver;
@@ -108,6 +120,10 @@ absl::StatusOr<std::unique_ptr<FetchNode>> FetchNode::Start(Options options) {
         "fetch node: lanes must be 1 to 64, flow.batch_bytes at most 1 MiB, and of the rest of flow nothing "
         "0");
   }
+  const SlotArena& arena = options.pool->arena();
+  if (options.share_arena && arena.fd() >= 0 && arena.bytes() > 0) {
+    options.transport->ShareMemory(arena.fd(), {arena.slot(0).data(), arena.bytes()});
+  }
   auto impl = std::make_unique<Impl>(std::move(options));
   if (impl->options.share_arena) {
     const Options& o = impl->options;
@@ -149,21 +165,15 @@ const std::string& FetchNode::arena_address() const {
 }
 std::string_view FetchNode::transport_name() const { return impl_->options.transport->Name(); }
 
-static void Refuse(FetchSpec& spec, const std::function<void(FetchResult)>& done, absl::Status status) {
-  FetchResult result;
-  result.status = std::move(status);
-  result.filled.assign(spec.slots.size(), false);
-  result.slots = std::move(spec.slots);
-  done(std::move(result));
-}
-
 void FetchNode::Fetch(FetchSpec spec, std::function<void(FetchResult)> done) {
-  if (absl::Status s = CheckSpec(spec, impl_->options.pool); !s.ok()) return Refuse(spec, done, std::move(s));
+  if (absl::Status s = CheckSpec(spec); !s.ok()) return Refuse(spec, done, std::move(s));
   if (impl_->link != nullptr && impl_->link->Fetch(spec, done)) return;
   impl_->FetchByTransport(std::move(spec), std::move(done));
 }
 
 void FetchNode::Impl::FetchByTransport(FetchSpec spec, std::function<void(FetchResult)> done) {
+  if (absl::Status s = CheckFetchSlots(spec.slots, *options.pool); !s.ok())
+    return Refuse(spec, done, std::move(s));
   if (fetches_out.fetch_add(1) >= options.max_fetches) {
     fetches_out.fetch_sub(1);
     probe.Count(FetchReason::kBusy);

@@ -59,6 +59,11 @@ struct FetchResult {
   std::string_view transport;  // how they came: "arena", or the transport's name
 };
 
+// Whether a fetch may write to these slots: InvalidArgument where one is empty or not of `pool`. Asked when
+// it comes to that: what is handed over in place needs none of them, and a thousand take longer to look at
+// than all the rest.
+absl::Status CheckFetchSlots(std::span<const BlockLease> slots, const BlockPool& pool);
+
 // FetchNode: this process's end of every KV transfer, both as the one that fetches and as the one that
 // is fetched from. Driver: owns a thread, a Transport and the two fetch cores (fetch_client.h,
 // fetch_server.h), which hold the rules of the handoff: HELLO, FETCH, DATA, COMMIT, COMMIT_ACK, ABORT,

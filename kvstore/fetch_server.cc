@@ -14,6 +14,10 @@ namespace {
 
 // A connection that never says HELLO holds an entry for so long.
 constexpr absl::Duration kHelloWithin = absl::Seconds(10);
+// How long a load waits in a full pool for a slot that another block of ours will give back, with none coming
+// back meanwhile: so many times what sending one took, and at least so long. Computing it begins then.
+constexpr absl::Duration kNoRoomPatience = absl::Milliseconds(50);
+constexpr int kNoRoomSends = 4;
 
 std::string IdKey(const std::string& peer_boot, const FetchId& id) {
   return absl::StrCat(peer_boot.size(), ":", peer_boot, id.request.size(), ":", id.request, "/", id.attempt,
@@ -31,7 +35,8 @@ FetchServer::FetchServer(Options options)
       unit_bytes_(options_.codec == nullptr
                       ? layer_bytes_
                       : std::max(layer_bytes_, options_.codec->MaxEncodedBytes(options_.pool->layout()))),
-      max_held_(options_.flow.max_load_bytes / block_bytes_) {
+      max_held_(options_.flow.max_load_bytes / block_bytes_),
+      sums_(options_.pool->stats().slots) {
   TP_CHECK(options_.flow.batch_bytes <= kMaxBatchBytes);
 }
 
@@ -220,17 +225,17 @@ void FetchServer::Resolve(Serving& s, uint32_t i) {
   Block& block = s.blocks[i];
   const BlockKey& key = s.items[i].key;
   auto offer = options_.offers->Find(s.id.request, key, now_);
-  if (!offer.has_value() || offer->layers_ready < layers_) {
-    // Not as a use of it: what peers ask for is no sign of what is needed here.
-    BlockLease lease = std::move(options_.pool->LeaseMany(std::span(&key, 1), LeaseKind::kTransfer)[0]);
-    if (!lease.empty()) offer = OfferTable::Found{std::move(lease), layers_, 0};
+  // Not as a use of it: what peers ask for is no sign of what is needed here.
+  BlockLease published = std::move(options_.pool->LeaseMany(std::span(&key, 1), LeaseKind::kTransfer)[0]);
+  if (!published.empty()) {
+    block.lease = std::move(published);
+    return Ready(s, i, /*sealed=*/true);
   }
   if (offer.has_value()) {
     block.lease = std::move(offer->lease);
     block.layers_ready = offer->layers_ready;
     block.epoch = offer->epoch;
-    if (block.layers_ready >= layers_)
-      return Ready(s, i, options_.pool->MatchPrefix(std::span(&key, 1)) == 1);
+    if (block.layers_ready >= layers_) return Ready(s, i, /*sealed=*/false);
     block.state = Block::kGrowing;
     ++s.growing, ++growing_;
     if (block.layers_ready > 0) Queue(s, i);
@@ -286,6 +291,7 @@ void FetchServer::DropLease(const Serving& s, Block& block) {
   Lane* lane = FindLane(s.lane);
   if (std::exchange(block.from_disk, false)) {
     --loaded_held_;
+    no_room_since_.reset();
     if (lane != nullptr) --lane->loads;
   }
   if (std::exchange(block.payload, nullptr) != nullptr) {
@@ -381,6 +387,17 @@ void FetchServer::PumpLoads() {
     skipped = LoadNext(*it->second, full) ? 0 : skipped + 1;
     load_turn_.push_back(handle);
   }
+  if (!full) no_room_since_.reset();  // none waits for a slot
+}
+
+// When a load no longer waits for a slot. What the other blocks of its fetch took is lost unless COMMIT comes
+// well before the fetch's own end.
+absl::Time FetchServer::RoomUntil(absl::Time lease_until) const {
+  absl::Duration patience = kNoRoomPatience;
+  for (const auto& [id, lane] : lanes_) {
+    if (lane.loads > 0) patience = std::max(patience, kNoRoomSends * lane.block_send);
+  }
+  return *no_room_since_ + std::min(patience, (lease_until - *no_room_since_) / 2);
 }
 
 // False: not now.
@@ -405,14 +422,20 @@ bool FetchServer::LoadNext(Serving& s, bool& full) {
   }
   auto slots = options_.pool->Reserve(1, {.kind = LeaseKind::kTierIo});
   if (!slots.ok()) {
-    if (held > 0) {  // one of ours will be given back
-      full = true;
-      return false;
+    if (held > 0) {  // one of ours will be given back, unless a peer that takes nothing has them all
+      if (!no_room_since_) no_room_since_ = now_;
+      const absl::Time until = RoomUntil(s.lease_until);
+      if (now_ < until) {
+        Arm(until);
+        full = true;
+        return false;
+      }
     }
     s.to_load.pop_front();
     Absent(s, i);
     return true;
   }
+  no_room_since_.reset();
   s.to_load.pop_front();
   const uint64_t id = next_load_++;
   LoadState& load = loads_[id];
@@ -435,7 +458,8 @@ void FetchServer::On(ServerLoaded& e) {
   if (e.record.ok()) {
     // The tier verified the record against its own checksum; that it is the one asked for is verified here.
     if (e.record->info.key == load.key && e.record->bytes == block_bytes_) {
-      lease = options_.pool->Publish(std::move(e.slot), std::move(e.record->info));
+      // One that was cleared meanwhile is absent, as it would be a moment later.
+      if (options_.pool->PublishLoaded(e.slot, std::move(e.record->info))) lease = std::move(e.slot);
     } else {
       Count(FetchReason::kChecksum);
     }
@@ -462,6 +486,7 @@ void FetchServer::Ready(Serving& s, uint32_t i, bool sealed) {
   Block& block = s.blocks[i];
   block.layers_ready = layers_;
   block.state = Block::kReady;
+  block.sealed = sealed;
   block.codec = CodecId::kNone;
   Lane& lane = lanes_.at(s.lane);
   if (sealed && lane.chooser) {
@@ -627,6 +652,17 @@ void FetchServer::SendNext(Lane& lane, Serving& s) {
   CommitIfDone(s);
 }
 
+// Of what is sealed and goes as it lies in the slot, made once.
+uint64_t FetchServer::ChecksumOf(const Block& block, const DataRange& range,
+                                 std::span<const std::byte> bytes) {
+  if (!block.sealed || block.payload != nullptr) return PayloadChecksum(bytes);
+  const SlotRef slot = block.lease->ref();
+  if (const auto kept = sums_.Find(slot, range.layer_begin, range.layer_end)) return *kept;
+  const uint64_t made = PayloadChecksum(bytes);
+  sums_.Keep(slot, {range.layer_begin, range.layer_end, made});
+  return made;
+}
+
 // Layers [layers_sent, end) of a block leave: their bytes, and what the wire says of them.
 std::span<const std::byte> FetchServer::TakeRange(Serving& s, uint32_t i, uint32_t end, DataRange& range) {
   Block& block = s.blocks[i];
@@ -635,7 +671,8 @@ std::span<const std::byte> FetchServer::TakeRange(Serving& s, uint32_t i, uint32
                                : block.lease->data().subspan(block.layers_sent * layer_bytes_,
                                                              (end - block.layers_sent) * layer_bytes_);
   const auto codec = block.payload != nullptr ? static_cast<uint8_t>(block.codec) : kRawCodec;
-  range = DataRange{i, s.items[i].slot, block.layers_sent, end, codec, bytes.size(), PayloadChecksum(bytes)};
+  range = DataRange{i, s.items[i].slot, block.layers_sent, end, codec, bytes.size(), 0};
+  range.checksum = ChecksumOf(block, range, bytes);
   block.ranges.push_back({range.layer_begin, range.layer_end, range.checksum});
   block.layers_sent = end;
   if (block.layers_sent == block.layers_ready) Unqueue(s, i);
@@ -649,6 +686,7 @@ std::span<const std::byte> FetchServer::TakeRange(Serving& s, uint32_t i, uint32
 void FetchServer::SendRange(Lane& lane, Serving& s, uint32_t i, uint32_t end) {
   DataFrame frame{s.id, {}};
   const std::span<const std::byte> bytes = TakeRange(s, i, end, frame.range);
+  if (frame.range.layer_begin == 0) s.blocks[i].sending_since = now_;
   ++s.blocks[i].in_flight;
   Post(lane, s, std::move(frame), bytes, i, nullptr);
 }
@@ -728,7 +766,8 @@ void FetchServer::On(ServerSendDone& e) {
   transfers_.erase(it);
   Serving& s = *servings_.at(transfer.handle);
   --s.in_flight;
-  if (Lane* lane = FindLane(s.lane)) --lane->transfers;
+  Lane* const lane = FindLane(s.lane);
+  if (lane != nullptr) --lane->transfers;
   s.in_flight_bytes -= transfer.bytes;
   if (e.status.ok()) out_.push_back(ServerSent{transfer.bytes});
   if (transfer.buffer != nullptr) buffers_.push_back(std::move(transfer.buffer));
@@ -736,6 +775,10 @@ void FetchServer::On(ServerSendDone& e) {
     Block& block = s.blocks[*transfer.index];
     const bool over = s.ended || block.state == Block::kSent || block.state == Block::kAbsent;
     if (--block.in_flight == 0 && over) DropLease(s, block);
+    if (lane != nullptr && e.status.ok() && block.in_flight == 0 && block.state == Block::kSent &&
+        block.sealed) {
+      lane->block_send = now_ - block.sending_since;
+    }
   }
   if (s.ended) SetCharge(s, std::min(s.charged, s.in_flight_bytes));
   if (!e.status.ok() && !s.ended) {

@@ -20,6 +20,7 @@
 #include "kvstore/codec/level_chooser.h"
 #include "kvstore/fetch_codec.h"
 #include "kvstore/fetch_fair.h"
+#include "kvstore/fetch_sums.h"
 #include "kvstore/fetch_types.h"
 #include "kvstore/offer_table.h"
 
@@ -113,7 +114,8 @@ using ServerEvent = std::variant<ServerMessage, ServerSendDone, ServerLaneDown, 
 // not take what they asked for: a connection holds at most as much as it leaves free. COMMIT follows when
 // every key is sent or known to be absent, repeated until COMMIT_ACK. A block's lease ends when its own
 // transfers have ended, whatever happened to the fetch. Ended fetches leave tombstones, so that a late
-// duplicate starts nothing.
+// duplicate starts nothing. What is sent of a sealed block is hashed once (KeptSums); of anything else each
+// time.
 class FetchServer {
  public:
   struct Options {
@@ -158,10 +160,12 @@ class FetchServer {
     } state = kAbsent;
     bool queued = false;     // in Serving::ready
     bool from_disk = false;  // counts in loaded_held_ and Lane::loads
+    bool sealed = false;     // published: its bytes never change
     uint32_t layers_ready = 0;
     uint32_t layers_sent = 0;
-    uint32_t in_flight = 0;  // transfers that read from the slot
-    uint64_t epoch = 0;      // of the offer
+    uint32_t in_flight = 0;    // transfers that read from the slot
+    uint64_t epoch = 0;        // of the offer
+    absl::Time sending_since;  // its first transfer
     std::optional<BlockLease> lease;
     CodecId codec = CodecId::kNone;
     std::shared_ptr<std::vector<std::byte>> payload;  // encoded: what is sent in place of the slot's bytes
@@ -194,9 +198,10 @@ class FetchServer {
     std::string peer_boot;
     uint64_t window = 0;
     uint64_t outstanding = 0;
-    size_t transfers = 0;  // in flight
-    size_t loads = 0;      // blocks being read for it from the lower tier, or read and not yet sent
-    size_t payloads = 0;   // being encoded for it, or encoded and not yet sent
+    size_t transfers = 0;       // in flight
+    absl::Duration block_send;  // what the last sealed block took, from its first transfer to its last's end
+    size_t loads = 0;           // blocks being read for it from the lower tier, or read and not yet sent
+    size_t payloads = 0;        // being encoded for it, or encoded and not yet sent
     std::deque<std::pair<uint64_t, uint32_t>> to_encode;  // (handle, index)
     DeficitRing<std::string> requests;  // those with fetches that may have something to send
     std::map<std::string, std::deque<uint64_t>> servings;  // of each, in the order they came
@@ -255,6 +260,7 @@ class FetchServer {
   void PollOffers();
   void PumpLoads();
   bool LoadNext(Serving& s, bool& full);
+  absl::Time RoomUntil(absl::Time lease_until) const;
   Lane* FindLane(LaneId id);
   // Whether a connection that holds `mine` of `limit`, of which `all` are taken, may take one more: the first
   // always, and never more than are left free (Choudhury and Hahne's dynamic threshold, 1998), so that there
@@ -275,6 +281,7 @@ class FetchServer {
   template <typename Body>
   void Post(Lane& lane, Serving& s, Body body, std::span<const std::byte> payload,
             std::optional<uint32_t> index, std::unique_ptr<std::byte[]> buffer);
+  uint64_t ChecksumOf(const Block& block, const DataRange& range, std::span<const std::byte> bytes);
   std::span<const std::byte> TakeRange(Serving& s, uint32_t index, uint32_t end, DataRange& range);
   void CommitIfDone(Serving& s);
   void SendCommit(Serving& s);
@@ -314,13 +321,16 @@ class FetchServer {
   std::map<uint64_t, LoadState> loads_;
   absl::flat_hash_map<BlockKey, uint64_t> load_of_key_;
   std::deque<uint64_t> load_turn_;  // servings with blocks to load, in turn
-  const uint64_t unit_bytes_;       // the most that cannot be divided
-  const size_t max_held_;           // blocks that flow.max_load_bytes holds
+  // Since when loads wait for a slot of a full pool without any having been given back.
+  std::optional<absl::Time> no_room_since_;
+  const uint64_t unit_bytes_;  // the most that cannot be divided
+  const size_t max_held_;      // blocks that flow.max_load_bytes holds
   uint64_t next_job_ = 1;
   std::deque<LaneId> encode_turn_;                      // connections with blocks to encode, in turn
   absl::flat_hash_map<uint64_t, EncodeState> encodes_;  // by job
   size_t payloads_held_ = 0;                            // not yet sent
   size_t loaded_held_ = 0;                              // blocks read from the lower tier and not yet sent
+  KeptSums sums_;
   absl::flat_hash_map<std::string, Tombstone> tombstones_;
   std::deque<std::string> tombstone_order_;
 };

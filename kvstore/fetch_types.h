@@ -62,10 +62,12 @@ struct FetchFlow {
   // Bytes that may be queued in front of a fetch that comes next, as the time they take to arrive.
   absl::Duration window_target = absl::Milliseconds(10);
   // Ranges of a block below `batch_below` bytes travel together, up to `batch_bytes` in a transfer (at most
-  // kMaxBatchBytes; 0: never); larger ones each by itself, up to `unit_bytes` (but at least a layer).
+  // kMaxBatchBytes; 0: never); larger ones each by itself, up to `unit_bytes` (but at least a layer):
+  // what is hashed at one end or landed at the other is then still in the second-level cache, and over TCP
+  // comes in one piece.
   uint64_t batch_below = 64 << 10;
   uint64_t batch_bytes = 256 << 10;
-  uint64_t unit_bytes = 2 << 20;
+  uint64_t unit_bytes = 512 << 10;
   uint64_t quantum = 256 << 10;  // of deficit round robin between requests and between connections
   // Transfers to peers in flight, over all connections. One connection has at most as many as it leaves
   // free: by itself half, and beside others that take nothing at least one, even beyond the limit.

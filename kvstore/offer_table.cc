@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "base/status.h"
 
 namespace tidepool {
@@ -124,13 +125,14 @@ void OfferTable::Drop(const std::string& request, Request& r) {
 }
 
 size_t OfferTable::Release(const std::string& request) {
-  Request dropped;  // its leases go after the lock does
+  std::vector<BlockLease> dropped;
+  const absl::Cleanup drop = [&] { BlockLease::DropAll(std::move(dropped)); };  // after the lock is
   std::lock_guard lock(mu_);
   const auto it = requests_.find(request);
   if (it == requests_.end()) return 0;
   const size_t blocks = it->second.leases.size();
   Drop(request, it->second);
-  dropped = std::move(it->second);
+  dropped = std::move(it->second.leases);
   requests_.erase(it);
   return blocks;
 }
@@ -150,7 +152,10 @@ size_t OfferTable::Close(const std::string& request) {
 }
 
 size_t OfferTable::Expire(absl::Time now) {
-  std::vector<Request> dropped;
+  std::vector<std::vector<BlockLease>> dropped;
+  const absl::Cleanup drop = [&] {  // after the lock is
+    for (auto& leases : dropped) BlockLease::DropAll(std::move(leases));
+  };
   size_t blocks = 0;
   std::lock_guard lock(mu_);
   if (now < next_expiry_) return 0;
@@ -163,7 +168,7 @@ size_t OfferTable::Expire(absl::Time now) {
     }
     blocks += r.leases.size();
     Drop(item.first, r);
-    dropped.push_back(std::move(r));
+    dropped.push_back(std::move(r.leases));
     return true;
   });
   return blocks;

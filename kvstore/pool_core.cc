@@ -133,6 +133,7 @@ bool PoolCore::Reserve(size_t n, const UseOptions& use, absl::Time now, std::vec
     Slot& s = slots_[i];
     const bool zero = s.dirty && (s.tenant != tenant || tenant == kMaxTenants - 1);
     s.dirty = true;
+    s.parent_publication = clears_;
     Charge(i, tenant);
     Lease(i, use.kind);
     out.push_back({RefOf(i), zero});
@@ -266,6 +267,11 @@ PoolCore::Published PoolCore::Publish(SlotRef ref, LeaseKind kind, BlockInfo inf
                      .group = GroupOf(s)},
                     UseOf(s));
   Emit(PoolEventKind::kStored, infos_[i].key);
+  if (watches_ > 0) {
+    // Not more of them than slots: the same slot may come by many times.
+    if (fresh_.size() >= slots_.size()) std::erase_if(fresh_, [&](const Ref& r) { return !IsLive(r); });
+    fresh_.push_back({i, s.publication});
+  }
   if (const uint64_t session = infos_[i].session; session != 0) {
     sessions_[session].push_back({i, s.publication});
     if (const auto pin = pin_of_session_.find(session); pin != pin_of_session_.end()) {
@@ -273,6 +279,45 @@ PoolCore::Published PoolCore::Publish(SlotRef ref, LeaseKind kind, BlockInfo inf
     }
   }
   return {ref, false};
+}
+
+// --- clears ---
+
+void PoolCore::Remember(Cleared cleared) {
+  ++clears_;
+  cleared_.push_back(std::move(cleared));
+  if (cleared_.size() > kClearsMax) cleared_.pop_front();
+}
+
+void PoolCore::NoteCleared(const BlockFilter& filter) { Remember({.filter = filter, .keys = std::nullopt}); }
+
+void PoolCore::NoteCleared(std::span<const BlockKey> keys) {
+  // Too many to remember: everything, which costs misses only.
+  constexpr size_t kKeysMax = 4096;
+  Cleared cleared;
+  if (keys.size() <= kKeysMax) cleared.keys.emplace(keys.begin(), keys.end());
+  Remember(std::move(cleared));
+}
+
+bool PoolCore::Meets(const Cleared& cleared, const BlockInfo& info) const {
+  if (cleared.keys) return cleared.keys->contains(info.key);
+  const BlockFilter& filter = cleared.filter;
+  if (filter.tenant && info.tenant != *filter.tenant) return false;
+  if (filter.session && info.session != *filter.session) return false;
+  if (!filter.root) return true;
+  // Of a chain whose beginning is gone the root is not known: it may be the one that was cleared.
+  if (info.position == 0) return !info.parent || info.parent == filter.root;
+  const uint32_t parent = info.parent ? index_.Find(*info.parent) : kNoSlot;
+  return parent == kNoSlot || !roots_[parent] || roots_[parent] == filter.root;
+}
+
+bool PoolCore::ClearedSince(SlotRef ref, const BlockInfo& info) const {
+  const Slot& s = slots_[ref.slot];
+  if (s.published() || s.parent_publication == clears_) return false;
+  const uint64_t later = clears_ - s.parent_publication;
+  return later > cleared_.size() ||
+         std::any_of(cleared_.end() - static_cast<std::ptrdiff_t>(later), cleared_.end(),
+                     [&](const Cleared& c) { return Meets(c, info); });
 }
 
 void PoolCore::Unpublish(uint32_t i, bool evicted) {
@@ -300,6 +345,7 @@ void PoolCore::Unpublish(uint32_t i, bool evicted) {
   s.publication = 0;
   s.children = 0;  // so do the children that remain
   s.parent = kNoSlot;
+  s.parent_publication = 0;  // whoever still holds it holds what every clear may have meant
   s.end_of = 0;
   infos_[i].tokens = {};
   if (parent != kNoSlot) {

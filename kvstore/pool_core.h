@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvstore/event_log.h"
@@ -111,6 +112,30 @@ class PoolCore {
 
   // The lease's slot becomes readable as info.key.
   Published Publish(SlotRef ref, LeaseKind kind, BlockInfo info);
+
+  // From here on contents that came into a slot reserved earlier are known as ClearedSince where they match:
+  // all of the filter, or these keys. The last kClearsMax such orders are remembered; what is older than they
+  // are counts as cleared.
+  static constexpr size_t kClearsMax = 64;
+  void NoteCleared(const BlockFilter& filter);
+  void NoteCleared(std::span<const BlockKey> keys);
+  // Whether a block of this description, in a slot that its holder has not published, was cleared since the
+  // slot was reserved.
+  bool ClearedSince(SlotRef ref, const BlockInfo& info) const;
+
+  // Between the two, what is published is noted: who clears everything in steps learns what came behind its
+  // back. Any number of them may overlap.
+  void BeginWatch() { ++watches_; }
+  void EndWatch() {
+    if (--watches_ == 0) fresh_ = {};
+  }
+  // Calls `f(key)` for each that was noted and is still there.
+  template <typename F>
+  void ForEachFresh(const F& f) const {
+    for (const Ref& r : fresh_) {
+      if (IsLive(r)) f(infos_[r.slot].key);
+    }
+  }
   // The caller's lease ends with it.
   void Quarantine(SlotRef ref, LeaseKind kind);
 
@@ -151,8 +176,9 @@ class PoolCore {
   struct Slot {
     uint64_t generation = 1;
     uint64_t publication = 0;  // number of the publication it holds; 0: none
-    uint64_t parent_publication =
-        0;                 // the parent's slot still holds the parent as long as it has this number
+    // The parent's slot still holds the parent as long as it has this number. Of a slot that holds nothing
+    // published: how many clears there had been when it was reserved.
+    uint64_t parent_publication = 0;
     uint64_t request = 0;  // that used it last
     uint64_t end_of = 0;   // the request whose chain ended here; 0: none did
     uint32_t leases = 0;
@@ -190,6 +216,13 @@ class PoolCore {
   bool Reclaimable(const Slot& s) const { return s.published() && s.leases == 0 && s.hard == 0; }
   PolicyUse UseOf(const Slot& s) const { return {s.request, s.extends}; }
   uint32_t GroupOf(const Slot& s) const { return quotas_ ? s.tenant : 0; }
+
+  struct Cleared {
+    BlockFilter filter;
+    std::optional<absl::flat_hash_set<BlockKey>> keys;  // these, in place of the filter
+  };
+  void Remember(Cleared cleared);
+  bool Meets(const Cleared& cleared, const BlockInfo& info) const;
 
   uint32_t TenantId(std::string_view name);
   void Charge(uint32_t i, uint32_t tenant);
@@ -245,6 +278,10 @@ class PoolCore {
 
   uint64_t requests_ = 0;
   uint64_t publications_ = 0;
+  uint64_t clears_ = 0;          // so far
+  std::deque<Cleared> cleared_;  // the last of them, oldest first
+  uint32_t watches_ = 0;
+  std::vector<Ref> fresh_;  // published while somebody watches
   SessionEnds ends_;
   std::array<uint64_t, kLeaseKinds> leases_{};
   uint32_t idle_ = 0;         // published and unleased

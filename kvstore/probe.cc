@@ -45,6 +45,7 @@ PoolProbe::PoolProbe(MetricRegistry& m, std::string_view tier)
       lookup_miss(Ops(m, tier, "lookup", "miss")),
       publish_ok(Ops(m, tier, "publish", "ok")),
       publish_duplicate(Ops(m, tier, "publish", "duplicate")),
+      publish_cleared(Ops(m, tier, "publish", "cleared")),
       quarantine_foreign(Ops(m, tier, "quarantine", "foreign")),
       evicted_capacity(Evictions(m, tier, "capacity")),
       evicted_quota(Evictions(m, tier, "quota")),

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <memory>
@@ -12,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status.h"
 #include "kvstore/fetch_node.h"
 #include "transport/inproc_transport.h"
@@ -24,7 +26,8 @@ constexpr BlockLayout kLayout{.layers = 4, .kv_heads = 2, .head_dim = 32, .block
 // Longer than both nodes go on looking for work before they sleep.
 constexpr absl::Duration kIdle = absl::Milliseconds(2);
 
-double MicrosSince(absl::Time start) { return absl::ToDoubleMicroseconds(absl::Now() - start); }
+absl::Time Now() { return Clock::Real().Now(); }
+double MicrosSince(absl::Time start) { return absl::ToDoubleMicroseconds(Now() - start); }
 
 // A node of one of the two processes; blocks travel by the shared arena or not at all.
 struct Node {
@@ -104,8 +107,8 @@ int Own(int rounds, int in, int out) {
   char address[256] = {};
   n.node->arena_address().copy(address, sizeof address - 1);
   if (write(out, address, sizeof address) != sizeof address) return 1;
-  for (const size_t blocks : kCounts) {
-    for (int round = 0; round <= rounds; ++round) {
+  for (int round = 0; round <= rounds; ++round) {
+    for (const size_t blocks : kCounts) {
       auto slots = n.pool->Reserve(blocks);
       if (!slots.ok()) return 1;
       for (size_t i = 0; i < blocks; ++i)
@@ -117,20 +120,24 @@ int Own(int rounds, int in, int out) {
   return 0;
 }
 
-absl::StatusOr<double> Take(Node& n, const PeerAddress& owner, size_t blocks, int round,
-                            absl::Duration timeout) {
+struct Took {
+  double handoff_us, release_us;
+};
+
+absl::StatusOr<Took> Take(Node& n, const PeerAddress& owner, size_t blocks, int round,
+                          absl::Duration timeout) {
   FetchSpec spec;
   spec.request_id = RequestName(blocks, round);
   spec.peer = owner;
   spec.in_place = true;
-  spec.deadline = Clock::Real().Now() + timeout;
+  spec.deadline = Now() + timeout;
   for (size_t i = 0; i < blocks; ++i) spec.keys.push_back(KeyOf(blocks, round, i));
   TP_ASSIGN_OR_RETURN(spec.slots, n.pool->Reserve(blocks));
   absl::SleepFor(kIdle);
   FetchResult got;
   double micros = 0;
   std::atomic<bool> done{false};
-  const absl::Time start = absl::Now();
+  const absl::Time start = Now();
   n.node->Fetch(std::move(spec), [&](FetchResult result) {
     micros = MicrosSince(start);
     got = std::move(result);
@@ -143,9 +150,10 @@ absl::StatusOr<double> Take(Node& n, const PeerAddress& owner, size_t blocks, in
     if (!got.filled[i] || got.slots[i].writable())
       return absl::InternalError("a block was not handed over in place");
   }
-  n.node->SendRelease(owner, RequestName(blocks, round));
+  const absl::Time release = Now();
   BlockLease::DropAll(std::move(got.slots));
-  return micros;
+  n.node->SendRelease(owner, RequestName(blocks, round));
+  return Took{micros, MicrosSince(release)};
 }
 
 absl::StatusOr<std::vector<double>> WakeUps(int rounds) {
@@ -159,7 +167,7 @@ absl::StatusOr<std::vector<double>> WakeUps(int rounds) {
   for (int i = 0; i < rounds; ++i) {
     absl::SleepFor(kIdle);
     char c = 'x';
-    const absl::Time start = absl::Now();
+    const absl::Time start = Now();
     TP_RETURN_IF_ERROR(child->Write(&c, 1));
     TP_RETURN_IF_ERROR(child->Read(&c, 1));
     micros.push_back(MicrosSince(start));
@@ -177,20 +185,30 @@ absl::StatusOr<std::vector<BenchRow>> RunArenaBench(const ArenaBenchOptions& opt
   TP_RETURN_IF_ERROR(owner->Read(address, sizeof address));
   const PeerAddress peer{.worker_id = "owner", .boot_id = "owner", .transport = "", .arena = address};
   TP_ASSIGN_OR_RETURN(const auto reader, Node::Make("reader", 4096));
-  std::vector<BenchRow> rows;
-  for (const size_t blocks : kCounts) {
-    std::vector<double> micros;
-    for (int round = 0; round <= options.rounds; ++round) {
+  std::array<std::vector<double>, std::size(kCounts)> handoff, release;
+  // By turns, as the machine is not the same from one second to the next.
+  for (int round = 0; round <= options.rounds; ++round) {
+    for (size_t k = 0; k < std::size(kCounts); ++k) {
       char c = 0;
       TP_RETURN_IF_ERROR(owner->Read(&c, 1));
-      TP_ASSIGN_OR_RETURN(const double took, Take(*reader, peer, blocks, round, options.timeout));
-      if (round > 0) micros.push_back(took);  // the first connects
+      TP_ASSIGN_OR_RETURN(const Took took, Take(*reader, peer, kCounts[k], round, options.timeout));
       TP_RETURN_IF_ERROR(owner->Write(&c, 1));
+      if (round == 0) continue;  // the first connects
+      handoff[k].push_back(took.handoff_us);
+      release[k].push_back(took.release_us);
     }
-    const double median = MedianOf(micros);
-    rows.push_back({absl::StrCat("handoff of ", blocks, " blocks in place"), median, "us",
-                    "waking a process and being woken", MedianOf(wake), median / MedianOf(wake)});
   }
+  std::vector<BenchRow> rows;
+  const double woken = MedianOf(wake);
+  const auto add = [&](std::string name, const std::vector<double>& us) {
+    const double median = MedianOf(us);
+    rows.push_back(
+        {std::move(name), median, "us", "waking a process and being woken", woken, median / woken});
+  };
+  for (size_t k = 0; k < std::size(kCounts); ++k)
+    add(absl::StrCat("handoff of ", kCounts[k], " blocks in place"), handoff[k]);
+  for (size_t k = 0; k < std::size(kCounts); ++k)
+    add(absl::StrCat("letting go of ", kCounts[k], " blocks"), release[k]);
   return rows;
 }
 

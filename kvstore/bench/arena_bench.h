@@ -14,9 +14,10 @@ struct ArenaBenchOptions {
 };
 
 // What taking 1, 10, 100 and 1,000 blocks from another process of this host costs, in place: from Fetch to
-// its answer, with both processes asleep before. Beside it what waking a sleeping process and being woken
-// costs alone, which any handoff by message pays. Forks: call it before this process starts threads that hold
-// locks. Errors: Unavailable (no second process), those of the fetches.
+// its answer, with both processes asleep before; and what letting go of them costs the one that read them
+// (one message; the owner's own work is not in it). Beside both what waking a sleeping process and being
+// woken costs alone, which any handoff by message pays. Forks: call it before this process starts threads
+// that hold locks. Errors: Unavailable (no second process), those of the fetches.
 absl::StatusOr<std::vector<BenchRow>> RunArenaBench(const ArenaBenchOptions& options);
 
 }  // namespace tidepool

@@ -6,15 +6,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <future>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
@@ -23,6 +26,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "base/status.h"
+#include "kvstore/bench/settle_pages.h"
 #include "kvstore/fetch_node.h"
 #include "transport/bench/ucx_tag_link.h"
 #include "transport/factory.h"
@@ -31,16 +35,29 @@ namespace tidepool {
 namespace {
 
 constexpr size_t kLayerBytes = 64 << 10;
-constexpr size_t kSubjects = 3;
+// What is fetched over which transport. `first`: blocks that the holder has never sent, so that it hashes
+// them on the way; the others were sent before, and their checksums kept.
 struct Subject {
   const char* name;
   const char* tls;
+  bool first;
   const char* reference;
 };
-constexpr std::array<Subject, kSubjects> kSubject = {
-    Subject{"handoff/ucx-tcp/fetch", "tcp", "UCX tag messages over tcp"},
-    Subject{"handoff/ucx-shm/fetch", "posix", "memcpy, one thread"},
-    Subject{"handoff/ucx-cma/fetch", "posix,cma", "memcpy, one thread"}};
+constexpr const char* kTag = "UCX tag messages over tcp";
+constexpr const char* kMemcpy = "memcpy, one thread";
+constexpr std::array<Subject, 6> kSubject = {Subject{"handoff/ucx-tcp/fetch", "tcp", false, kTag},
+                                             Subject{"handoff/ucx-tcp/first", "tcp", true, kTag},
+                                             Subject{"handoff/ucx-shm/fetch", "shm", false, kMemcpy},
+                                             Subject{"handoff/ucx-shm/first", "shm", true, kMemcpy},
+                                             Subject{"handoff/ucx-posix/fetch", "posix", false, kMemcpy},
+                                             Subject{"handoff/ucx-cma/fetch", "posix,cma", false, kMemcpy}};
+constexpr size_t kSubjects = kSubject.size();
+// Each has a node of its own at both ends.
+constexpr std::array<const char*, 4> kTransports = {"tcp", "shm", "posix", "posix,cma"};
+size_t TransportOf(const Subject& subject) {
+  return static_cast<size_t>(
+      std::find(kTransports.begin(), kTransports.end(), std::string_view(subject.tls)) - kTransports.begin());
+}
 
 // One end of the wire between the two processes: texts of one line, whose turn it is.
 class Wire {
@@ -91,12 +108,12 @@ BlockKey KeyOf(uint64_t n) {
   return key;
 }
 
-// What both processes have: a pool of the pass's blocks, a node for each subject, the tag link beside them.
+// What both processes have: a pool of the pass's blocks, a node for each transport, the tag link beside them.
 struct Side {
   MetricRegistry pool_metrics;
   std::unique_ptr<BlockPool> pool;
-  std::array<MetricRegistry, kSubjects> metrics;
-  std::array<std::unique_ptr<FetchNode>, kSubjects> nodes;
+  std::array<MetricRegistry, kTransports.size()> metrics;
+  std::array<std::unique_ptr<FetchNode>, kTransports.size()> nodes;
   std::unique_ptr<UcxTagLink> link;
   std::span<std::byte> memory;  // of the references
 
@@ -110,18 +127,21 @@ struct Side {
     p.slots = static_cast<uint32_t>(options.pass_bytes / options.block_bytes);
     p.metrics = &pool_metrics;
     TP_ASSIGN_OR_RETURN(pool, BlockPool::Create(p));
-    for (size_t i = 0; i < kSubjects; ++i) {
+    SettlePages(*pool, pool_metrics);
+    for (size_t i = 0; i < kTransports.size(); ++i) {
       TransportOptions t;
-      t.ucx.tls = kSubject[i].tls;
+      t.ucx.tls = kTransports[i];
       FetchNode::Options o;
       o.worker_id = name;
       o.boot_id = absl::StrCat(name, "-", i);
       o.pool = pool.get();
       o.metrics = &metrics[i];
-      o.share_arena = false;
+      o.share_arena = false;  // blocks go by the transport, which maps all the same
       o.lanes = options.lanes;
       o.flow = options.flow;
       TP_ASSIGN_OR_RETURN(o.transport, CreateTransport(t));
+      if (const SlotArena& arena = pool->arena(); arena.fd() >= 0)
+        o.transport->ShareMemory(arena.fd(), {arena.slot(0).data(), arena.bytes()});
       TP_ASSIGN_OR_RETURN(nodes[i], FetchNode::Start(std::move(o)));
     }
     TP_ASSIGN_OR_RETURN(link, UcxTagLink::Create("tcp", "lo"));
@@ -134,16 +154,20 @@ struct Side {
 absl::Status Serve(const HandoffBenchOptions& options, Wire wire) {
   Side side;
   TP_RETURN_IF_ERROR(side.Start(options, "holder", 2));
-  uint64_t n = 0;
   TP_ASSIGN_OR_RETURN(auto slots, side.pool->Reserve(options.pass_bytes / options.block_bytes));
+  Rng rng(1);
   for (BlockLease& slot : slots) {
-    Rng rng(n);
-    for (size_t at = 0; at < slot.data().size(); at += 8) {
+    const std::span<std::byte> bytes = slot.data();
+    for (size_t at = 0; at < bytes.size(); at += 8) {
       const uint64_t v = rng.Next();
-      std::memcpy(slot.data().data() + at, &v, 8);
+      std::memcpy(bytes.data() + at, &v, 8);
     }
-    side.pool->Publish(std::move(slot), {.key = KeyOf(n++)});
   }
+  const auto publish = [&] {
+    uint64_t n = 0;
+    for (BlockLease& slot : slots) side.pool->Publish(std::move(slot), {.key = KeyOf(n++)});
+  };
+  publish();
   for (auto& node : side.nodes) wire.Say(node->address());
   wire.Say(absl::CHexEscape(side.link->Address()));
   const auto peer = wire.Hear(options.timeout);
@@ -153,29 +177,41 @@ absl::Status Serve(const HandoffBenchOptions& options, Wire wire) {
   // Of the fetches only this process's node has to know; the tag link is driven by its caller.
   while (const auto what = wire.Hear(options.timeout)) {
     if (*what == "stop") return absl::OkStatus();
+    if (*what == "renew") {
+      // The same memory as new blocks: nothing that is known of the old ones holds any more.
+      side.pool->Clear({});
+      TP_ASSIGN_OR_RETURN(slots, side.pool->Reserve(slots.size()));
+      publish();
+      wire.Say("renewed");
+      continue;
+    }
     TP_RETURN_IF_ERROR(
         side.link->Send(side.memory, options.block_bytes, 16, absl::ToDoubleSeconds(options.timeout)));
   }
   return Gone();
 }
 
+bool Wanted(const HandoffBenchOptions& options, const Subject& subject) {
+  return std::string_view(subject.name).find(options.only) != std::string_view::npos;
+}
+
 struct Samples {
   std::array<std::vector<double>, kSubjects> value, reference;
 };
 
-absl::StatusOr<double> FetchAll(const HandoffBenchOptions& options, Side& side, size_t subject,
+absl::StatusOr<double> FetchAll(const HandoffBenchOptions& options, Side& side, size_t transport,
                                 const std::string& address, uint32_t part) {
   FetchSpec spec;
   spec.request_id = "bench";
   spec.part = part;
-  spec.peer = {"holder", absl::StrCat("holder-", subject), address};
+  spec.peer = {"holder", absl::StrCat("holder-", transport), address};
   for (uint64_t i = 0; i < options.pass_bytes / options.block_bytes; ++i) spec.keys.push_back(KeyOf(i));
   TP_ASSIGN_OR_RETURN(spec.slots, side.pool->Reserve(spec.keys.size()));
   const size_t blocks = spec.keys.size();
   spec.deadline = Clock::Real().Now() + options.timeout;
   std::promise<FetchResult> promise;
   const absl::Time start = Clock::Real().Now();
-  side.nodes[subject]->Fetch(std::move(spec), [&](FetchResult r) { promise.set_value(std::move(r)); });
+  side.nodes[transport]->Fetch(std::move(spec), [&](FetchResult r) { promise.set_value(std::move(r)); });
   FetchResult result = promise.get_future().get();
   const double took = absl::ToDoubleSeconds(Clock::Real().Now() - start);
   TP_RETURN_IF_ERROR(result.status);
@@ -186,7 +222,7 @@ absl::StatusOr<double> FetchAll(const HandoffBenchOptions& options, Side& side, 
 absl::StatusOr<Samples> Measure(const HandoffBenchOptions& options, Wire wire) {
   Side side;
   TP_RETURN_IF_ERROR(side.Start(options, "fetcher", 1));
-  std::array<std::string, kSubjects> addresses;
+  std::array<std::string, kTransports.size()> addresses;
   for (std::string& address : addresses) {
     auto line = wire.Hear(options.timeout);
     if (!line) return Gone();
@@ -203,11 +239,17 @@ absl::StatusOr<Samples> Measure(const HandoffBenchOptions& options, Wire wire) {
   const double timeout = absl::ToDoubleSeconds(options.timeout);
   const std::span<std::byte> other = Memory(options.pass_bytes, 3);
   Samples out;
+  uint32_t part = 0;
   // The first round connects and warms up; it is not counted.
   for (int round = 0; round <= options.rounds; ++round) {
     for (size_t i = 0; i < kSubjects; ++i) {
+      const Subject& subject = kSubject[i];
+      if (!Wanted(options, subject)) continue;
+      if (subject.first) {
+        if (!wire.Say("renew") || !wire.Hear(options.timeout)) return Gone();
+      }
       double reference;
-      if (i == 0) {
+      if (subject.reference == kTag) {
         if (!wire.Say("tag")) return Gone();
         const absl::Time start = Clock::Real().Now();
         TP_RETURN_IF_ERROR(side.link->Receive(side.memory, options.block_bytes, 16, timeout));
@@ -219,8 +261,9 @@ absl::StatusOr<Samples> Measure(const HandoffBenchOptions& options, Wire wire) {
         }
         reference = gbs(start);
       }
+      const size_t transport = TransportOf(subject);
       TP_ASSIGN_OR_RETURN(const double value,
-                          FetchAll(options, side, i, addresses[i], static_cast<uint32_t>(round)));
+                          FetchAll(options, side, transport, addresses[transport], part++));
       if (round == 0) continue;
       out.value[i].push_back(value);
       out.reference[i].push_back(reference);
@@ -285,7 +328,10 @@ absl::StatusOr<std::vector<BenchRow>> RunHandoffBench(const HandoffBenchOptions&
   absl::Status failed;
   Wire in(report[0]);
   std::vector<double> values, references;
-  while (failed.ok() && rows.size() < kSubjects) {
+  std::vector<Subject> subjects;
+  std::copy_if(kSubject.begin(), kSubject.end(), std::back_inserter(subjects),
+               [&](const Subject& subject) { return Wanted(options, subject); });
+  while (failed.ok() && rows.size() < subjects.size()) {
     const auto line = in.Hear(options.timeout);
     const std::vector<std::string> parts = absl::StrSplit(line.value_or(""), ' ');
     double value = 0, reference = 0;
@@ -297,7 +343,7 @@ absl::StatusOr<std::vector<BenchRow>> RunHandoffBench(const HandoffBenchOptions&
       values.push_back(value);
       references.push_back(reference);
       if (values.size() < static_cast<size_t>(options.rounds)) continue;
-      const Subject& subject = kSubject[rows.size()];
+      const Subject& subject = subjects[rows.size()];
       rows.push_back(RowOfRounds(subject.name, values, "GB/s", subject.reference, references));
       values.clear();
       references.clear();

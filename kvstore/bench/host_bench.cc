@@ -14,6 +14,7 @@
 #include "base/probe.h"
 #include "base/rng.h"
 #include "base/status.h"
+#include "kvstore/bench/settle_pages.h"
 #include "kvstore/block_pool.h"
 
 namespace tidepool {
@@ -113,6 +114,7 @@ absl::StatusOr<std::vector<BenchRow>> RunHostBench(const HostBenchOptions& optio
   pool_options.slots = static_cast<uint32_t>(options.blocks);
   pool_options.metrics = &metrics;
   TP_ASSIGN_OR_RETURN(const std::unique_ptr<BlockPool> pool, BlockPool::Create(pool_options));
+  SettlePages(*pool, metrics);
   const size_t total = options.blocks * options.block_bytes;
   Buffer outside(total), other(total), third(total);
 

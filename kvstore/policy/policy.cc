@@ -159,9 +159,9 @@ class TurnAware final : public RankedPolicy {
 // round per use (3 at most).
 class S3Fifo final : public EvictionPolicy {
  public:
-  explicit S3Fifo(uint32_t capacity)
-      : small_target_(std::max<uint32_t>(1, capacity / 10)),
-        ghost_limit_(capacity - capacity / 10),
+  S3Fifo(uint32_t capacity, uint32_t typical)
+      : small_target_(std::max<uint32_t>(1, typical / 10)),
+        ghost_limit_(typical - typical / 10),
         entries_(capacity),
         candidates_(capacity) {}
   std::string_view name() const override { return "s3-fifo"; }
@@ -305,7 +305,8 @@ absl::StatusOr<std::unique_ptr<EvictionPolicy>> CreatePolicy(const PolicyOptions
   std::unique_ptr<EvictionPolicy> policy;
   if (o.name == "lru") policy = std::make_unique<Lru>(o.capacity);
   if (o.name == "lfu") policy = std::make_unique<Lfu>(o.capacity);
-  if (o.name == "s3-fifo") policy = std::make_unique<S3Fifo>(o.capacity);
+  if (o.name == "s3-fifo")
+    policy = std::make_unique<S3Fifo>(o.capacity, o.typical != 0 ? o.typical : o.capacity);
   if (o.name == "gdsf") policy = std::make_unique<Gdsf>(o.capacity, false);
   if (o.name == "pgdsf") policy = std::make_unique<Gdsf>(o.capacity, true);
   if (o.name == "turn-aware") policy = std::make_unique<TurnAware>(o.capacity, o.turn_bonus);

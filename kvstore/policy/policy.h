@@ -77,6 +77,9 @@ struct PolicyOptions {
   // One of PolicyNames(), or "belady", which exists in simulation only: it needs next_use.
   std::string name = "turn-aware";
   uint32_t capacity = 0;  // ids are below it
+  // How many entries there are as a rule, where their sizes differ (s3-fifo sizes its queues by it); 0:
+  // capacity.
+  uint32_t typical = 0;
   NextUse next_use;
   uint64_t turn_bonus = 0;  // of turn-aware, in requests; 0: measured (reuse_gap.h)
 };

@@ -61,8 +61,8 @@ bool TakeNumber(std::string_view& text, T& out) {
 
 }  // namespace
 
-absl::StatusOr<Trace> ParseMooncakeTrace(std::string_view text) {
-  Trace trace;
+absl::StatusOr<BlockTrace> ParseMooncakeTrace(std::string_view text) {
+  BlockTrace trace;
   absl::flat_hash_map<uint64_t, uint32_t> dense;  // ids as the trace has them, to ours
   for (size_t number = 1; !text.empty(); ++number) {
     const size_t end = text.find('\n');
@@ -97,14 +97,14 @@ absl::StatusOr<Trace> ParseMooncakeTrace(std::string_view text) {
   return trace;
 }
 
-absl::StatusOr<Trace> ReadMooncakeTrace(const std::string& path) {
+absl::StatusOr<BlockTrace> ReadMooncakeTrace(const std::string& path) {
   TP_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxTraceBytes));
-  absl::StatusOr<Trace> trace = ParseMooncakeTrace(text);
+  absl::StatusOr<BlockTrace> trace = ParseMooncakeTrace(text);
   if (!trace.ok()) return Annotate(trace.status(), path);
   return trace;
 }
 
-void RecogniseSessions(Trace& trace, size_t shared) {
+void RecogniseSessions(BlockTrace& trace, size_t shared) {
   std::vector<uint32_t> last(trace.distinct_blocks);  // request that used the block last, from 1; 0: none did
   uint64_t sessions = 0;
   for (size_t r = 0; r < trace.requests.size(); ++r) {
@@ -152,7 +152,7 @@ const std::vector<PublishedHitRate>& PublishedHitRates() {
   return all;
 }
 
-absl::StatusOr<ReplayResult> ReplayTrace(const Trace& trace, const ReplayOptions& options) {
+absl::StatusOr<ReplayResult> ReplayTrace(const BlockTrace& trace, const ReplayOptions& options) {
   MetricRegistry metrics;
   FakeClock clock;
   BlockPool::Options pool_options{

@@ -21,7 +21,7 @@ struct TraceRequest {
   uint32_t turn = 0;
 };
 
-struct Trace {
+struct BlockTrace {
   std::vector<TraceRequest> requests;  // in the order of arrival
   uint64_t blocks = 0;                 // of all requests
   uint32_t distinct_blocks = 0;        // ids are below this
@@ -31,13 +31,13 @@ struct Trace {
 // "hash_ids"}. Blocks are of 512 tokens; the last one of a prompt may be partial and has an id all
 // the same. InvalidArgument names the line and what is wrong with it.
 inline constexpr uint32_t kMooncakeBlockTokens = 512;
-absl::StatusOr<Trace> ParseMooncakeTrace(std::string_view text);
-absl::StatusOr<Trace> ReadMooncakeTrace(const std::string& path);
+absl::StatusOr<BlockTrace> ParseMooncakeTrace(std::string_view text);
+absl::StatusOr<BlockTrace> ReadMooncakeTrace(const std::string& path);
 
 // Fills in sessions and turns of a trace that does not name them: a request of which at least `shared` blocks
 // were seen before carries on the conversation of the request that used the last of those last. With 2, the
 // first block (which all share) does not count, and the measures of ALGORITHMS.md section 2 come out.
-void RecogniseSessions(Trace& trace, size_t shared = 2);
+void RecogniseSessions(BlockTrace& trace, size_t shared = 2);
 
 // How a request meets the pool. Published simulations differ in this, and their figures with it.
 enum class ReplayMode : uint8_t {
@@ -73,7 +73,7 @@ struct ReplayResult {
 // Runs the trace through a BlockPool (the real one; its blocks are of a few bytes): each request leases the
 // prefix that is there, publishes the rest and lets go of both before the next comes. What does not fit
 // beside it is not kept.
-absl::StatusOr<ReplayResult> ReplayTrace(const Trace& trace, const ReplayOptions& options);
+absl::StatusOr<ReplayResult> ReplayTrace(const BlockTrace& trace, const ReplayOptions& options);
 
 // A hit rate of Mooncake's conversation trace that an independent replay found (ALGORITHMS.md), and how it is
 // reproduced: to the last of its digits.

@@ -1,4 +1,5 @@
 tidepool_test(arena_test LIBS tp_kvstore)
+tidepool_test(huge_pages_test LIBS tp_kvstore)
 tidepool_test(offer_table_test LIBS tp_fetch)
 tidepool_test(arena_codec_test LIBS tp_fetch)
 tidepool_test(arena_directory_test LIBS tp_fetch)

@@ -67,6 +67,34 @@ TEST_F(ArenaDirectoryTest, AReaderFindsAllBlocksOfARequestInAnyPart) {
   EXPECT_TRUE(Collect(*claim, 250, 51, &hint).empty()) << "one of them is not on offer";
 }
 
+TEST_F(ArenaDirectoryTest, BlocksAreFoundInWhateverOrderTheyAreAskedFor) {
+  Make(64, 64);
+  constexpr uint64_t kBlocks = 3 * DirectoryChunk::kItems + 7;
+  Offer("a", 0, kBlocks);
+  const auto claim = reader_->Find(OfferName::Of("a"));
+  ASSERT_TRUE(claim && reader_->Hold(*claim));
+  Rng rng(5);
+  uint32_t hint = 0;
+  for (int round = 0; round < 500; ++round) {
+    // Runs, as a rule; jumps in between.
+    std::vector<BlockKey> keys;
+    std::vector<uint64_t> want;
+    while (want.size() < 1 + rng.Below(300)) {
+      uint64_t at = rng.Below(kBlocks);
+      for (uint64_t n = 1 + rng.Below(200); n > 0 && at < kBlocks; --n, ++at) want.push_back(at);
+    }
+    for (uint64_t n : want) keys.push_back(TestKey(n));
+    std::vector<uint64_t> got;
+    ASSERT_TRUE(reader_->Collect(*claim, keys, kBlocks, hint, [&](SlotRef ref) { got.push_back(ref.slot); }));
+    ASSERT_EQ(got, want);
+    keys.insert(keys.begin() + static_cast<std::ptrdiff_t>(rng.Below(keys.size())), TestKey(kBlocks));
+    hint = static_cast<uint32_t>(rng.Below(2 * kBlocks));
+    EXPECT_FALSE(reader_->Collect(*claim, keys, kBlocks, hint, [](SlotRef) {})) << "one is not on offer";
+  }
+  EXPECT_FALSE(reader_->Collect(*claim, std::vector{TestKey(kBlocks - 1)}, kBlocks - 1, hint, [](SlotRef) {}))
+      << "a slot beyond the arena";
+}
+
 TEST_F(ArenaDirectoryTest, ARetiredEntryCannotBeHeldAndOneThatIsHeldIsSeenToBe) {
   Make(64, 64);
   const uint32_t a = Offer("a", 0, 1);

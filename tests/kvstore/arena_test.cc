@@ -9,7 +9,7 @@
 
 #include <cstring>
 
-#include "kvstore/shared_memory.h"
+#include "base/shared_memory.h"
 
 namespace tidepool {
 namespace {
@@ -83,6 +83,18 @@ TEST(SlotArena, EveryOptionGivesMemoryThatWorks) {
       std::memset(arena->slot(7).data(), 1, 4096);
     }
   }
+}
+
+TEST(SlotArena, IsPutOnHugePagesOnlyWhereTheyAreWantedAndFit) {
+  const auto bytes = [](const char* pages, uint32_t slots) {
+    auto arena = SlotArena::Map(1 << 20, slots, {.huge_pages = pages});
+    EXPECT_TRUE(arena.ok()) << arena.status();
+    return arena->for_huge_pages().size() + arena->reserved_huge_bytes();
+  };
+  EXPECT_EQ(bytes("off", 4), 0u);
+  EXPECT_EQ(bytes("auto", 1), 0u) << "less than one of them";
+  const auto auto_bytes = bytes("auto", 4);
+  EXPECT_TRUE(auto_bytes == 0 || auto_bytes == 4u << 20) << "0: a kernel without";
 }
 
 TEST(SlotArena, WhatCannotBeMappedSaysWhatToLower) {

@@ -15,11 +15,11 @@
 #include <thread>
 #include <vector>
 
+#include "base/shared_memory.h"
 #include "kvstore/arena_client.h"
 #include "kvstore/arena_codec.h"
 #include "kvstore/arena_server.h"
 #include "kvstore/offer_table.h"
-#include "kvstore/shared_memory.h"
 #include "tests/kvstore/fetch_test_util.h"
 
 namespace tidepool {

@@ -9,8 +9,8 @@
 #include <set>
 #include <thread>
 
-#include "base/rng.h"
-#include "kvstore/block_pool.h"
+#include "kvstore/pool_core.h"
+#include "tests/kvstore/block_pool_fixture.h"
 #include "tests/kvstore/event_reader.h"
 
 namespace tidepool {
@@ -19,32 +19,8 @@ namespace {
 using testing::HasSubstr;
 using testing::UnorderedElementsAre;
 
-BlockKey Key(uint64_t n) {
-  BlockKey key;
-  const uint64_t mixed = Mix64(n);
-  std::memcpy(key.bytes.data(), &mixed, 8);
-  std::memcpy(key.bytes.data() + 8, &n, 8);
-  return key;
-}
-
-std::vector<BlockKey> Chain(uint64_t first, size_t n) {
-  std::vector<BlockKey> keys;
-  for (size_t i = 0; i < n; ++i) keys.push_back(Key(first + i));
-  return keys;
-}
-
-class BlockPoolKeepTest : public testing::Test {
+class BlockPoolKeepTest : public BlockPoolFixture {
  protected:
-  std::unique_ptr<BlockPool> Make(BlockPool::Options options) {
-    options.layout = layout_;
-    options.clock = &clock_;
-    options.metrics = &metrics_;
-    auto pool = BlockPool::Create(options);
-    EXPECT_TRUE(pool.ok()) << pool.status();
-    return std::move(*pool);
-  }
-  std::unique_ptr<BlockPool> Make(uint32_t slots) { return Make({.slots = slots}); }
-
   // One request: leases what is there, publishes the rest, lets go. Returns what it found.
   size_t Request(BlockPool& pool, const std::vector<BlockKey>& keys, const std::string& tenant = "",
                  uint64_t session = 0) {
@@ -68,20 +44,6 @@ class BlockPoolKeepTest : public testing::Test {
     labels["tier"] = "host";
     return metrics_.AddCounter(name, "", labels).value();
   }
-  static std::set<BlockKey> Keys(const BlockPool& pool, const BlockFilter& filter = {}) {
-    std::set<BlockKey> keys;
-    for (std::optional<uint64_t> cursor = 0; cursor;) {
-      const auto page = pool.List(*cursor, 2, filter);
-      EXPECT_LE(page.entries.size(), 2u);
-      for (const auto& entry : page.entries) keys.insert(entry.info.key);
-      cursor = page.next;
-    }
-    return keys;
-  }
-
-  BlockLayout layout_{.layers = 1, .kv_heads = 1, .head_dim = 8, .block_tokens = 4, .dtype = DType::kF32};
-  FakeClock clock_;
-  MetricRegistry metrics_;
 };
 
 // --- leases by kind, many at once ---
@@ -257,6 +219,97 @@ TEST_F(BlockPoolKeepTest, ClearLeavesHardPinsUnlessTold) {
   EXPECT_EQ(pool->stats().hard_pinned, 0u);
   EXPECT_EQ(pool->stats().free, 16u);
   EXPECT_TRUE(pool->Unpin(Key(2))) << "the pin itself is still there, on nothing";
+}
+
+TEST_F(BlockPoolKeepTest, WhatWasReadBeforeAClearIsNotKeptAfterIt) {
+  auto pool = Make(16);
+  const auto load = [&](BlockLease& slot, BlockInfo info) {
+    return pool->PublishLoaded(slot, std::move(info));
+  };
+  auto slots = std::move(*pool->Reserve(8));
+  EXPECT_TRUE(load(slots[0], {.key = Key(1), .tenant = "a"})) << "nothing was cleared";
+  pool->Clear({.tenant = "a"});
+  EXPECT_FALSE(Has(*pool, 1));
+  EXPECT_FALSE(load(slots[1], {.key = Key(1), .tenant = "a"}));
+  EXPECT_FALSE(Has(*pool, 1));
+  EXPECT_FALSE(slots[1].empty()) << "its holder goes on with it";
+  EXPECT_EQ(Count("tidepool_pool_ops_total", {{"op", "publish"}, {"result", "cleared"}}), 1u);
+  EXPECT_TRUE(load(slots[2], {.key = Key(2), .tenant = "b"})) << "another's";
+  EXPECT_FALSE(load(slots[0], {.key = Key(1), .tenant = "a"})) << "the slot held it when it was cleared";
+  auto later = std::move(*pool->Reserve(3));
+  EXPECT_TRUE(load(later[0], {.key = Key(1), .tenant = "a"})) << "read after the clear";
+  EXPECT_TRUE(load(slots[1], {.key = Key(1), .tenant = "a"})) << "it is here anyhow";
+
+  pool->Erase(std::vector{Key(3)});
+  EXPECT_FALSE(load(slots[3], {.key = Key(3)}));
+  EXPECT_TRUE(load(slots[4], {.key = Key(4)}));
+  pool->Erase(std::vector{Key(5)}, /*pinned=*/false, Tier::kDisk);
+  EXPECT_TRUE(load(slots[5], {.key = Key(5)})) << "moved, not forgotten";
+
+  pool->Clear({.session = 7});
+  EXPECT_FALSE(load(slots[6], {.key = Key(6), .session = 7}));
+  EXPECT_TRUE(load(slots[6], {.key = Key(6), .session = 8}));
+  EXPECT_TRUE(load(slots[7], {.key = Key(7)}));
+}
+
+TEST_F(BlockPoolKeepTest, AClearedChainIsNotReadBackFromItsMiddle) {
+  auto pool = Make(16);
+  auto slots = std::move(*pool->Reserve(4));
+  const BlockKey root = Key(100), other = Key(200);
+  pool->Publish(std::move(slots[3]), {.key = Key(9), .parent = other, .position = 0});
+  pool->Clear({.root = root});
+  EXPECT_FALSE(pool->PublishLoaded(slots[0], {.key = Key(1), .parent = root, .position = 0}));
+  EXPECT_FALSE(pool->PublishLoaded(slots[1], {.key = Key(2), .parent = Key(1), .position = 1}))
+      << "what it hangs on is gone: nobody knows whose it is";
+  EXPECT_TRUE(pool->PublishLoaded(slots[2], {.key = Key(10), .parent = Key(9), .position = 1}));
+}
+
+TEST_F(BlockPoolKeepTest, AReadThatOutlastsAllRememberedClearsIsNotKept) {
+  auto pool = Make(4);
+  auto slot = std::move(*pool->Reserve(1));
+  for (size_t i = 0; i < PoolCore::kClearsMax; ++i) pool->Clear({.tenant = "somebody"});
+  EXPECT_TRUE(pool->PublishLoaded(slot[0], {.key = Key(1), .tenant = "a"}));
+  slot = std::move(*pool->Reserve(1));
+  for (size_t i = 0; i <= PoolCore::kClearsMax; ++i) pool->Clear({.tenant = "somebody"});
+  EXPECT_FALSE(pool->PublishLoaded(slot[0], {.key = Key(2), .tenant = "a"}));
+}
+
+TEST_F(BlockPoolKeepTest, ReadersAreRightAboutWhatIsPublishedDuringAClear) {
+  auto pool = Make(2000);  // several steps
+  EventReader reader(pool->events());
+  std::atomic<bool> stop{false};
+  std::thread publisher([&] {
+    for (uint64_t n = 1; !stop.load(); ++n) {
+      auto slot = pool->Reserve(1);
+      if (slot.ok()) pool->Publish(std::move((*slot)[0]), {.key = Key(n % 3000)});
+    }
+  });
+  for (int i = 0; i < 200; ++i) {
+    pool->Clear({});
+    reader.State();
+  }
+  stop.store(true);
+  publisher.join();
+  EXPECT_EQ(reader.State(), Keys(*pool));
+}
+
+TEST_F(BlockPoolKeepTest, LeasesAreClonedTogether) {
+  auto a = Make(4), b = Make(4);
+  std::vector<BlockLease> mixed = std::move(*a->Reserve(2));
+  mixed.emplace_back();
+  auto others = std::move(*b->Reserve(1));
+  mixed.push_back(std::move(others[0]));
+  std::vector<BlockLease> more = BlockLease::CloneAll(mixed, LeaseKind::kPeer);
+  ASSERT_EQ(more.size(), 4u);
+  EXPECT_TRUE(more[2].empty());
+  EXPECT_EQ(more[3].owner(), b.get());
+  EXPECT_EQ(more[1].ref(), mixed[1].ref());
+  BlockLease::DropAll(std::move(mixed));
+  using L = std::array<uint64_t, kLeaseKinds>;
+  EXPECT_EQ(a->stats().leases, (L{0, 0, 0, 2}));
+  EXPECT_EQ(b->stats().leased, 1u);
+  BlockLease::DropAll(std::move(more));
+  EXPECT_EQ(a->stats().free, 4u);
 }
 
 // --- pins ---

@@ -10,8 +10,8 @@
 #include <set>
 #include <thread>
 
-#include "base/rng.h"
 #include "kvstore/keys.h"
+#include "tests/kvstore/block_pool_fixture.h"
 #include "tests/kvstore/event_reader.h"
 
 namespace tidepool {
@@ -19,35 +19,14 @@ namespace {
 
 using testing::HasSubstr;
 
-BlockKey Key(uint64_t n) {
-  BlockKey key;
-  const uint64_t mixed = Mix64(n);
-  std::memcpy(key.bytes.data(), &mixed, 8);
-  std::memcpy(key.bytes.data() + 8, &n, 8);
-  return key;
-}
-
-std::vector<BlockKey> Chain(uint64_t first, size_t n) {
-  std::vector<BlockKey> keys;
-  for (size_t i = 0; i < n; ++i) keys.push_back(Key(first + i));
-  return keys;
-}
-
 BlockInfo Named(const BlockKey& key, const BlockKey* parent = nullptr) {
   BlockInfo info{.key = key};
   if (parent != nullptr) info.parent = *parent;
   return info;
 }
 
-class BlockPoolTest : public testing::Test {
+class BlockPoolTest : public BlockPoolFixture {
  protected:
-  std::unique_ptr<BlockPool> Make(uint32_t slots, size_t max_events = 1 << 16) {
-    auto pool = BlockPool::Create(
-        {.layout = layout_, .slots = slots, .max_events = max_events, .metrics = &metrics_});
-    EXPECT_TRUE(pool.ok()) << pool.status();
-    return std::move(*pool);
-  }
-
   // Publishes one new block per key, parents told, and drops the leases.
   void Fill(BlockPool& pool, const std::vector<BlockKey>& keys) {
     auto leases = pool.Reserve(keys.size());
@@ -55,19 +34,6 @@ class BlockPoolTest : public testing::Test {
     for (size_t i = 0; i < keys.size(); ++i)
       (*leases)[i] = pool.Publish(std::move((*leases)[i]), Named(keys[i], i > 0 ? &keys[i - 1] : nullptr));
   }
-
-  static std::set<BlockKey> Keys(const BlockPool& pool, const BlockFilter& filter = {}) {
-    std::set<BlockKey> keys;
-    for (std::optional<uint64_t> cursor = 0; cursor;) {
-      const auto page = pool.List(*cursor, 3, filter);
-      for (const auto& entry : page.entries) keys.insert(entry.info.key);
-      cursor = page.next;
-    }
-    return keys;
-  }
-
-  BlockLayout layout_{.layers = 1, .kv_heads = 1, .head_dim = 8, .block_tokens = 4, .dtype = DType::kF32};
-  MetricRegistry metrics_;
 };
 
 TEST_F(BlockPoolTest, RefusesLayoutsAndSizesItCannotServe) {

@@ -1,6 +1,7 @@
 tidepool_test(fetch_codec_test LIBS tp_fetch)
 tidepool_test(fetch_flow_test LIBS tp_fetch)
 tidepool_test(fetch_node_test LIBS tp_fetch)
+tidepool_test(fetch_sums_test LIBS tp_fetch)
 tidepool_test(fetch_sim_test LIBS tp_fetch TIMEOUT 600)
 if(TARGET tp_transport_ucx)
   tidepool_test(fetch_node_ucx_test LIBS tp_fetch tp_transport_ucx)

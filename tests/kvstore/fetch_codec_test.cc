@@ -109,7 +109,7 @@ TEST(FetchCodecTest, BytesAreTheDocumentedOnes) {
   auto expect = [&](const FetchWireFrame& f, const std::string& type, const std::string& body) {
     const std::string bytes = EncodeFetchFrame(f);
     EXPECT_EQ(Hex(bytes.substr(0, bytes.size() - 8)),
-              absl::StrCat("54504b5602", type, "02004141010042", body));
+              absl::StrCat("54504b5603", type, "02004141010042", body));
   };
   const FetchId id{"r", 2, 3, 4};
   const std::string id_hex =

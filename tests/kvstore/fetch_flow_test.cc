@@ -404,7 +404,7 @@ TEST(FetchFlowTest, APeerOfTheFirstVersionIsRefusedByName) {
     ASSERT_TRUE(frame.ok());
     if (const auto* refuse = std::get_if<RefuseFrame>(&frame->body)) text = refuse->text;
   }
-  EXPECT_EQ(text, "protocol version is '1', here it is '2'");
+  EXPECT_EQ(text, "protocol version is '1', here it is '3'");
 }
 
 FetchWireFrame ToHolder(auto body, const std::string& boot = "ba") {
@@ -457,6 +457,7 @@ class Peers {
   absl::Time now = absl::UnixEpoch();
   std::set<LaneId> stopped;
   std::map<LaneId, size_t> sent;  // transfers
+  std::vector<uint64_t> held;     // those of the stopped ones, which have not ended
   std::map<LaneId, CommitFrame> commits;
   std::map<LaneId, RefuseReason> refused;
   std::set<LaneId> closed;
@@ -465,7 +466,11 @@ class Peers {
   void Do(ServerAction& action) {
     if (auto* bulk = std::get_if<ServerSendBulk>(&action)) {
       ++sent[bulk->lane];
-      if (!stopped.contains(bulk->lane)) events_.push_back(ServerSendDone{bulk->send, absl::OkStatus()});
+      if (stopped.contains(bulk->lane)) {
+        held.push_back(bulk->send);
+      } else {
+        events_.push_back(ServerSendDone{bulk->send, absl::OkStatus()});
+      }
     } else if (auto* load = std::get_if<ServerLoad>(&action)) {
       events_.push_back(
           ServerLoaded{load->load, std::move(load->slot), BlockTier::Record{{.key = load->key}, kBlock}});
@@ -528,6 +533,111 @@ TEST(FetchFlowTest, PeersThatTakeNothingDoNotStopLoadsForTheOthers) {
   EXPECT_EQ(peers.sent[6], 15u);
   EXPECT_EQ(peers.commits[6].blocks, 15u);
   EXPECT_LE(peers.pool->stats().leased, 4u + 5u);
+}
+
+TEST(FetchFlowTest, InAFullPoolAStoppedPeersBlocksAreNotWaitedForLong) {
+  FetchFlow flow;
+  flow.batch_below = 0;
+  FakeBlockTier disk(kBlock, 1000);
+  const std::vector<BlockKey> keys = KeysFrom(0, 10);
+  const std::vector<std::byte> bytes(kBlock);
+  for (const BlockKey& key : keys)
+    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+  Peers peers(flow, &disk);
+  auto used = std::move(*peers.pool->Reserve(peers.pool->stats().slots - 1));
+  peers.stopped = {1};
+  peers.Hello(1);
+  peers.Fetch(1, "r1", {keys[0]}, 64 << 20);
+  EXPECT_EQ(peers.sent[1], 1u) << "it has the last slot, and does not read";
+  peers.Hello(2);
+  peers.Fetch(2, "r2", {keys.begin() + 1, keys.end()}, 64 << 20);
+  EXPECT_FALSE(peers.commits.contains(2)) << "a slot may come back soon";
+  const absl::Time asked = peers.now;
+  while (!peers.commits.contains(2) && peers.server.next_timer() < asked + absl::Seconds(10)) {
+    peers.now = peers.server.next_timer();
+    peers.Step(ServerTick{});
+  }
+  ASSERT_TRUE(peers.commits.contains(2));
+  EXPECT_EQ(peers.commits[2].blocks, 0u) << "absent: to be computed";
+  EXPECT_LE(peers.now - asked, absl::Milliseconds(100));
+  // Room again, and it is used.
+  used.clear();
+  peers.Fetch(2, "r3", {keys.begin() + 1, keys.end()}, 64 << 20);
+  EXPECT_EQ(peers.commits[2].blocks, 9u);
+}
+
+TEST(FetchFlowTest, InAFullPoolASlowPeersBlocksAreWaitedForAsLongAsTheyTake) {
+  FetchFlow flow;
+  flow.batch_below = 0;
+  FakeBlockTier disk(kBlock, 1000);
+  const std::vector<BlockKey> keys = KeysFrom(0, 3);
+  const std::vector<std::byte> bytes(kBlock);
+  for (const BlockKey& key : keys)
+    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+  Peers peers(flow, &disk);
+  auto used = std::move(*peers.pool->Reserve(peers.pool->stats().slots - 1));
+  peers.stopped = {1};
+  const auto arrive_after = [&](absl::Duration taken) {
+    const absl::Time end = peers.now + taken;
+    while (peers.server.next_timer() < end) {
+      peers.now = std::max(peers.now, peers.server.next_timer());
+      peers.Step(ServerTick{});
+    }
+    peers.now = end;
+    for (uint64_t send : std::exchange(peers.held, {})) peers.Step(ServerSendDone{send, absl::OkStatus()});
+  };
+  peers.Hello(1);
+  peers.Fetch(1, "r1", {keys[0]}, 64 << 20);
+  arrive_after(absl::Seconds(1));
+  peers.Say(1, CommitAckFrame{{"r1", 0, 0, 1}});
+  peers.commits.clear();
+  peers.Fetch(1, "r2", {keys[1], keys[2]}, 64 << 20);
+  EXPECT_EQ(peers.sent[1], 2u) << "the other one waits for its slot";
+  arrive_after(absl::Seconds(1));
+  EXPECT_EQ(peers.sent[1], 3u);
+  arrive_after(absl::Seconds(1));
+  ASSERT_TRUE(peers.commits.contains(1));
+  EXPECT_EQ(peers.commits[1].blocks, 2u);
+
+  // One that reads no more is waited for at most half of what the fetch may take.
+  peers.Fetch(1, "r3", {keys[0]}, 64 << 20);
+  arrive_after(absl::Seconds(10));
+  peers.Say(1, CommitAckFrame{{"r3", 0, 0, 1}});
+  peers.Fetch(1, "r4", {keys[1]}, 64 << 20);
+  peers.Hello(2);
+  const absl::Time asked = peers.now;
+  peers.Fetch(2, "r5", {keys[2]}, 64 << 20);
+  while (!peers.commits.contains(2) && peers.server.next_timer() < asked + absl::Seconds(60)) {
+    peers.now = std::max(peers.now, peers.server.next_timer());
+    peers.Step(ServerTick{});
+  }
+  ASSERT_TRUE(peers.commits.contains(2));
+  EXPECT_EQ(peers.commits[2].blocks, 0u);
+  EXPECT_EQ(peers.now - asked, absl::Seconds(10));
+}
+
+TEST(FetchFlowTest, AWaitForASlotThatWasGivenUpDoesNotShortenTheNextOne) {
+  FetchFlow flow;
+  flow.batch_below = 0;
+  flow.max_load_bytes = 2 * kBlock;
+  FakeBlockTier disk(kBlock, 1000);
+  const std::vector<BlockKey> keys = KeysFrom(0, 4);
+  const std::vector<std::byte> bytes(kBlock);
+  for (const BlockKey& key : keys)
+    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+  Peers peers(flow, &disk);
+  auto used = std::move(*peers.pool->Reserve(peers.pool->stats().slots - 1));
+  peers.stopped = {1};
+  for (LaneId lane = 1; lane <= 3; ++lane) peers.Hello(lane);
+  // The second one waits for the first's end, for as long as the first is held.
+  peers.Fetch(1, "r1", {keys[0], keys[1]}, 64 << 20);
+  EXPECT_EQ(peers.sent[1], 1u);
+  peers.Fetch(2, "r2", {keys[2]}, 64 << 20);
+  EXPECT_FALSE(peers.commits.contains(2)) << "it waits for a slot";
+  peers.Say(2, AbortFrame{{"r2", 0, 0, 1}});
+  peers.now += absl::Seconds(1);
+  peers.Fetch(3, "r3", {keys[3]}, 64 << 20);
+  EXPECT_FALSE(peers.commits.contains(3)) << "a slot may come back soon";
 }
 
 TEST(FetchFlowTest, AConnectionThatChangesItsBootIdIsClosed) {

@@ -169,6 +169,46 @@ TEST_P(FetchNodeContract, PublishedBlocksArriveEqualAndAbsentOnesAreNotFilled) {
   }));
 }
 
+TEST_P(FetchNodeContract, WhatASlotHoldsNowIsWhatItsChecksumIsOf) {
+  auto a = Node({.worker = "a", .boot = "ba"});
+  auto b = Node({.worker = "b", .boot = "bb", .slots = 4});
+  for (uint64_t first : {100, 200, 300}) {
+    const std::vector<BlockKey> keys = b->Publish(first, 4);  // in the slots of the round before
+    for (uint32_t again = 0; again < 2; ++again) {
+      Waiter w;
+      const auto part = static_cast<uint32_t>(first) + again;
+      a->node->Fetch(Spec(*a, b->peer(), keys, "req", part), w.Callback());
+      FetchResult& r = w.Get();
+      ASSERT_TRUE(r.status.ok()) << r.status;
+      for (size_t i = 0; i < keys.size(); ++i) {
+        ASSERT_TRUE(r.filled[i]) << i;
+        EXPECT_TRUE(Holds(r.slots[i].data(), first + i)) << i;
+      }
+      r.slots.clear();
+      ASSERT_TRUE(Eventually([&] { return b->node->active_fetches() == 0 && b->pool->stats().leased == 0; }));
+    }
+  }
+}
+
+TEST_P(FetchNodeContract, APublishedBlockThatChangedInMemoryIsAMiss) {
+  auto a = Node({.worker = "a", .boot = "ba"});
+  auto b = Node({.worker = "b", .boot = "bb"});
+  const std::vector<BlockKey> keys = b->Publish(100, 3);
+  Waiter good;
+  a->node->Fetch(Spec(*a, b->peer(), keys), good.Callback());
+  ASSERT_TRUE(good.Get().status.ok()) << good.Get().status;
+  {
+    auto block = b->pool->Lease(keys[1]);
+    ASSERT_TRUE(block.has_value());
+    block->data()[70001] ^= std::byte{16};  // as a failing memory module would
+  }
+  Waiter bad;
+  a->node->Fetch(Spec(*a, b->peer(), keys, "req", 1), bad.Callback());
+  EXPECT_TRUE(absl::IsDataLoss(bad.Get().status)) << bad.Get().status;
+  for (bool filled : bad.Get().filled) EXPECT_FALSE(filled);
+  EXPECT_EQ(a->Metric("tidepool_kv_transfer_failures_total{reason=\"checksum\"}"), 1u);
+}
+
 TEST_P(FetchNodeContract, BothNodesFetchFromEachOtherAtTheSameTime) {
   auto a = Node({.worker = "a", .boot = "ba"});
   auto b = Node({.worker = "b", .boot = "bb"});

@@ -59,6 +59,55 @@ TEST(FetchNodeTest, APeerThatSendsGarbageIsClosed) {
   EXPECT_TRUE(Eventually([&] { return transport->Progress(), peer.down; }));
 }
 
+// Counts how often it is given memory that peers may map.
+class SharingTransport final : public Transport {
+ public:
+  SharingTransport(std::unique_ptr<Transport> inner, int& shared)
+      : inner_(std::move(inner)), shared_(shared) {}
+  void SetHandler(TransportHandler* handler) override { inner_->SetHandler(handler); }
+  std::string Address() const override { return inner_->Address(); }
+  std::string_view Name() const override { return inner_->Name(); }
+  absl::StatusOr<EndpointId> Connect(std::string_view address) override { return inner_->Connect(address); }
+  absl::Status Send(EndpointId to, std::string_view message) override { return inner_->Send(to, message); }
+  absl::Status SendBulk(EndpointId to, std::string_view header, std::span<const std::byte> payload,
+                        std::function<void(absl::Status)> done) override {
+    return inner_->SendBulk(to, header, payload, std::move(done));
+  }
+  void Close(EndpointId endpoint, std::function<void()> quiesced) override {
+    inner_->Close(endpoint, std::move(quiesced));
+  }
+  void ShareMemory(int, std::span<const std::byte>) override { ++shared_; }
+  int Progress() override { return inner_->Progress(); }
+  void Wait(int timeout_ms) override { inner_->Wait(timeout_ms); }
+  void Wake() override { inner_->Wake(); }
+
+ private:
+  const std::unique_ptr<Transport> inner_;
+  int& shared_;
+};
+
+TEST(FetchNodeTest, TheArenaIsGivenToNobodyWhereItIsNotToBeShared) {
+  MetricRegistry metrics;
+  const auto pool =
+      std::move(*BlockPool::Create({.layout = NodeSpec().layout, .slots = 4, .metrics = &metrics}));
+  ASSERT_GE(pool->arena().fd(), 0);
+  InprocNetwork network;
+  for (const bool share : {false, true}) {
+    MetricRegistry node_metrics;
+    int shared = 0;
+    auto node =
+        FetchNode::Start({.worker_id = "a",
+                          .boot_id = "ba",
+                          .pool = pool.get(),
+                          .transport = std::make_unique<SharingTransport>(network.NewTransport(), shared),
+                          .metrics = &node_metrics,
+                          .share_arena = share});
+    ASSERT_TRUE(node.ok()) << node.status();
+    EXPECT_EQ(shared, share ? 1 : 0);
+    EXPECT_EQ((*node)->arena_address().empty(), !share);
+  }
+}
+
 // A peer that is stopped, not dead: nothing tells of it but the clock.
 TEST(FetchNodeTest, ASilentPeerCostsTheDeadlineAndThenTheSlotsAreFree) {
   InprocNetwork network;

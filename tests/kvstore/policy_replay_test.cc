@@ -48,7 +48,7 @@ TEST(TraceTest, RefusesWhatIsNoTraceAndNamesTheLine) {
 }
 
 TEST(TraceTest, SessionsAreRecognisedFromSharedPrefixes) {
-  Trace trace;
+  BlockTrace trace;
   const std::vector<std::vector<uint32_t>> blocks = {{0, 1, 2}, {0, 3},       {0, 1, 4, 5},
                                                      {0, 3, 6}, {0, 1, 4, 7}, {0}};
   for (const auto& b : blocks) trace.requests.push_back({.blocks = b});
@@ -61,7 +61,7 @@ TEST(TraceTest, SessionsAreRecognisedFromSharedPrefixes) {
 }
 
 TEST(ReplayTest, CountsPrefixHitsOnly) {
-  Trace trace;
+  BlockTrace trace;
   for (const auto& b : std::vector<std::vector<uint32_t>>{{0, 1, 2}, {0, 1, 3}, {4, 1, 2}}) {
     trace.requests.push_back({.blocks = b});
   }
@@ -96,11 +96,11 @@ class PublishedHitRatesTest : public testing::Test {
     EXPECT_TRUE(r.ok()) << r.status();
     return r.ok() ? r->hit_rate() : -1;
   }
-  Trace trace_;
+  BlockTrace trace_;
 };
 
 TEST_F(PublishedHitRatesTest, AreReproducedByThePoolToTheLastDigit) {
-  Trace with_sessions = trace_;
+  BlockTrace with_sessions = trace_;
   RecogniseSessions(with_sessions);
   for (const PublishedHitRate& published : PublishedHitRates()) {
     const auto r = ReplayTrace(published.sessions ? with_sessions : trace_, published.options);

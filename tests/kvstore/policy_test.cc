@@ -24,7 +24,10 @@ BlockKey Key(uint64_t n) {
 
 std::unique_ptr<EvictionPolicy> Make(std::string name, uint32_t capacity, NextUse next_use = nullptr,
                                      uint64_t turn_bonus = 0) {
-  auto policy = CreatePolicy({std::move(name), capacity, std::move(next_use), turn_bonus});
+  auto policy = CreatePolicy({.name = std::move(name),
+                              .capacity = capacity,
+                              .next_use = std::move(next_use),
+                              .turn_bonus = turn_bonus});
   EXPECT_TRUE(policy.ok()) << policy.status();
   return std::move(*policy);
 }

@@ -16,6 +16,30 @@ namespace {
 
 using Bytes = std::vector<std::byte>;
 
+// fp8, but a block takes a quarter of a second to decode: 32 of them longer than a node's shutdown may.
+class SlowCodec final : public BlockCodec {
+ public:
+  std::string_view name() const override { return inner_.name(); }
+  CodecId id() const override { return inner_.id(); }
+  bool Decodes(CodecId id) const override { return inner_.Decodes(id); }
+  size_t MaxEncodedBytes(const BlockLayout& layout) const override { return inner_.MaxEncodedBytes(layout); }
+  absl::StatusOr<size_t> Encode(const BlockLayout& layout, std::span<const std::byte> block,
+                                std::span<std::byte> out) const override {
+    return inner_.Encode(layout, block, out);
+  }
+  absl::Status Decode(const BlockLayout& layout, std::span<const std::byte> payload,
+                      std::span<std::byte> block) const override {
+    begun = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(250));
+    return inner_.Decode(layout, payload, block);
+  }
+
+  mutable std::atomic<bool> begun{false};
+
+ private:
+  const BlockCodec& inner_ = *FindBlockCodec("fp8");
+};
+
 class FetchCodedTest : public testing::Test {
  protected:
   std::unique_ptr<TestNode> Node(const char* name, const char* codec) {
@@ -86,6 +110,24 @@ TEST_F(FetchCodedTest, SealedBlocksArriveAsTheCodecMakesThemInFewerBytes) {
     EXPECT_TRUE(Eventually([&] { return b->node->active_fetches() == 0; }));
     EXPECT_TRUE(Eventually([&] { return b->pool->stats().leased == 0; }));
   }
+}
+
+TEST_F(FetchCodedTest, AFetchIsEndedByAShutdownWhileItsBlocksAreBeingDecoded) {
+  const SlowCodec slow;
+  TestNode a([this] { return network_.NewTransport(); }, {.worker = "a", .boot = "boot-a", .codec = &slow});
+  auto b = Node("b", "fp8");
+  const auto keys = Publish(*b, 1, 32);
+  Waiter w;
+  a.node->Fetch(Spec(a, *b, keys), w.Callback());
+  ASSERT_TRUE(Eventually([&] { return slow.begun.load(); }));
+  const absl::Time began = Clock::Real().Now();
+  a.node.reset();
+  EXPECT_LT(Clock::Real().Now() - began, absl::Seconds(4));
+  ASSERT_EQ(w.times(), 1);
+  EXPECT_TRUE(absl::IsCancelled(w.Get().status)) << w.Get().status;
+  for (const BlockLease& slot : w.Get().slots) EXPECT_FALSE(slot.empty());
+  w.Get().slots.clear();
+  EXPECT_EQ(a.pool->stats().free, a.spec.slots);
 }
 
 TEST_F(FetchCodedTest, TheUnsealedTailArrivesExactly) {
