@@ -23,8 +23,9 @@ std::string Format(const char* format, double a, double b) {
 // When the next of worker i's requests is expected to leave its batch.
 double SecondsToNextEnd(const ClusterView& view, WorkerIndex i, absl::Time now) {
   double soonest = view.decode_seconds_mean();
-  for (const auto& [id, b] : view.bookings()) {
-    if (b.decode != i || !b.decode_began_at) continue;
+  for (const BookingSlot slot : view.worker(i)->decoding) {
+    const Booking& b = view.booking(slot);
+    if (!b.decode_began_at) continue;
     const double ran = absl::ToDoubleSeconds(now - *b.decode_began_at);
     soonest = std::min(soonest, std::max(0.0, view.decode_seconds_mean() - ran));
   }
@@ -35,7 +36,8 @@ double SecondsToNextEnd(const ClusterView& view, WorkerIndex i, absl::Time now) 
 
 std::optional<Rejection> JudgeInflight(const ClusterView& view, const SchedulerOptions& options,
                                        const PlaceRequest& request) {
-  if (view.inflight() < options.max_inflight || view.HasBooking(request.request_id)) return std::nullopt;
+  if (view.inflight() < options.max_inflight || view.FindBooking(request.request_id) != nullptr)
+    return std::nullopt;
   // Requests leave at about this rate; one place is enough.
   const double per_second = static_cast<double>(view.inflight()) / std::max(view.decode_seconds_mean(), 1e-3);
   return Rejection{.reason = std::to_string(view.inflight()) +
@@ -49,9 +51,11 @@ std::optional<Rejection> JudgePlan(const ClusterView& view, const SchedulerOptio
                                    const PlaceRequest& request, const Plan& plan, absl::Time now) {
   const double ttft_slo = absl::ToDoubleSeconds(EffectiveTtftSlo(options, request));
   const double itl_slo = absl::ToDoubleSeconds(EffectiveItlSlo(options, request));
-  const double ttft = plan.ttft_seconds(), itl = plan.decode.itl_seconds;
+  const double ttft = plan.ttft_seconds();
+  const bool early = options.admission == AdmissionPolicy::kEarly;
+  const double itl = early ? plan.decode.itl_now_seconds : plan.decode.itl_seconds;
   Rejection r{.ttft_seconds = ttft, .itl_seconds = itl};
-  if (ttft > ttft_slo) {
+  if (ttft > ttft_slo && options.admission != AdmissionPolicy::kNone) {
     r.kind = "ttft";
     r.reason = Format("the first token would take %.2f s, more than the objective of %.2f s", ttft, ttft_slo);
     // A queue drains in real time. What the request needs by itself no waiting shortens.
@@ -59,7 +63,7 @@ std::optional<Rejection> JudgePlan(const ClusterView& view, const SchedulerOptio
     if (plan.prefill.queue_seconds == 0) r.reason += " even on an idle worker";
     return r;
   }
-  if (itl > itl_slo) {
+  if (itl > itl_slo && (early || options.admission == AdmissionPolicy::kPredicted)) {
     r.kind = "itl";
     r.reason = Format("tokens would come %.1f ms apart, more than the objective of %.1f ms", itl * 1e3,
                       itl_slo * 1e3);
@@ -71,6 +75,13 @@ std::optional<Rejection> JudgePlan(const ClusterView& view, const SchedulerOptio
     r.reason = "no worker has free memory for the prompt's " + std::to_string(plan.prefill.blocks_needed) +
                " KV blocks now";
     r.retry_after_seconds = RetryAfter(SecondsToNextEnd(view, plan.decode.worker, now));
+    return r;
+  }
+  if (!plan.decode.gap) {
+    r.kind = "batch";
+    r.reason = "no worker has room for batch work beside its other requests now";
+    r.retry_after_seconds =
+        RetryAfter(std::max(plan.prefill.queue_seconds, SecondsToNextEnd(view, plan.decode.worker, now)));
     return r;
   }
   return std::nullopt;

@@ -17,8 +17,9 @@ namespace tidepool {
 // Too many requests placed and unfinished; judged before anything is predicted.
 std::optional<Rejection> JudgeInflight(const ClusterView& view, const SchedulerOptions& options,
                                        const PlaceRequest& request);
-// The best plan there is would miss the SLO, or be refused by its worker for lack of memory. retry_after:
-// when the load has drained enough for it, 1 to 60 s.
+// The best plan there is would miss an SLO that options.admission looks at, or be refused by its worker for
+// lack of memory, or is no gap for a batch request. retry_after: when the load has drained enough for it, 1
+// to 60 s.
 std::optional<Rejection> JudgePlan(const ClusterView& view, const SchedulerOptions& options,
                                    const PlaceRequest& request, const Plan& plan, absl::Time now);
 

@@ -1,6 +1,7 @@
 #include "scheduler/cluster_view.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/status.h"
@@ -14,6 +15,26 @@ constexpr double kDecodeSecondsPrior = 5;
 constexpr double kDecodeSecondsGain = 0.05;
 constexpr size_t kReplacedBootsKept = 8;
 constexpr size_t kIdBytesMax = 256;
+
+// What a prompt of kTypicalTokens would take on an idle worker: beside decodes, chunk by chunk.
+double TypicalPrefill(const Worker& w, const SchedulerOptions& options) {
+  double seconds = w.latency.PrefillSeconds(ClusterView::kTypicalTokens, 0);
+  if (CanDecode(w.role)) {
+    seconds += static_cast<double>(ClusterView::kTypicalTokens / options.chunk_tokens) *
+               w.latency.DecodeStepSeconds(w.load.running, w.load.running_context_tokens);
+  }
+  return seconds;
+}
+
+// A decode step with what is there, a share of what is on its way, and one more.
+double TypicalStep(const Worker& w, uint64_t quarters) {
+  const uint64_t batch = uint64_t{w.load.running} + w.load.waiting;
+  const uint64_t context = w.load.running_context_tokens;
+  const uint64_t coming = std::max<uint64_t>(batch, w.decoding.size()) - batch;
+  const uint64_t coming_context = std::max(context, w.decoding_tokens) - context;
+  return w.latency.DecodeStepSeconds(batch + 1 + coming * quarters / 4,
+                                     context + ClusterView::kTypicalTokens + coming_context * quarters / 4);
+}
 
 std::string Difference(std::string_view what, const std::string& theirs, const std::string& ours) {
   std::string out(what);
@@ -46,6 +67,18 @@ std::string_view WorkerStateName(WorkerState state) {
       return "draining";
     case WorkerState::kLost:
       return "lost";
+  }
+  return "unknown";
+}
+
+std::string_view SloClassName(SloClass slo_class) {
+  switch (slo_class) {
+    case SloClass::kInteractive:
+      return "interactive";
+    case SloClass::kStandard:
+      return "standard";
+    case SloClass::kBatch:
+      return "batch";
   }
   return "unknown";
 }
@@ -122,8 +155,26 @@ absl::StatusOr<WorkerIndex> ClusterView::Register(const WorkerReport& r) {
   const auto i = static_cast<WorkerIndex>(slot - workers_.begin());
   if (slot == workers_.end()) workers_.emplace_back();
   workers_[i] = std::make_unique<Worker>();
-  index_of_[r.address.worker_id] = i;
+  if (i >= order_.size()) order_.resize(i + 1);
+  Name(i, r.address.worker_id);
   return i;
+}
+
+// Names are numbers between those of their neighbours, so that comparing two workers' ids costs nothing.
+// Where there is no number left between two, all get new ones, far apart.
+void ClusterView::Name(WorkerIndex i, const std::string& worker_id) {
+  constexpr uint64_t kApart = uint64_t{1} << 40;
+  const auto it = index_of_.emplace(worker_id, i).first;
+  const auto next = std::next(it);
+  const uint64_t below = it == index_of_.begin() ? 0 : workers_[std::prev(it)->second]->name;
+  const uint64_t above = next == index_of_.end() ? below + 2 * kApart : workers_[next->second]->name;
+  if (above - below >= 2) {
+    workers_[i]->name = below + (above - below) / 2;
+    return;
+  }
+  uint64_t name = 0;
+  for (const auto& [id, worker] : index_of_) workers_[worker]->name = name += kApart;
+  for (const auto& [id, worker] : index_of_) Rank(worker);
 }
 
 ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
@@ -170,7 +221,10 @@ ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
   }
   for (const BlockEvent& e : r.events)
     e.removed ? prefixes_.Remove(e.key, i, e.tier) : prefixes_.Add(e.key, i, e.tier);
-  w.address = std::move(r.address);
+  if (r.address.grpc != w.address.grpc || r.address.boot_id != w.address.boot_id ||
+      r.address.transport != w.address.transport || r.address.arena != w.address.arena || out.registered) {
+    w.address = std::move(r.address);
+  }
   w.role = r.role;
   w.state = r.draining ? WorkerState::kDraining : WorkerState::kReady;
   w.seq = r.seq;
@@ -180,13 +234,22 @@ ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
   w.tiers = std::move(r.tiers);
   for (const auto& s : r.prefills) w.latency.Observe(s);
   for (const auto& s : r.decodes) w.latency.Observe(s);
-  for (const auto& s : r.fetches) w.latency.Observe(s);
+  for (const auto& s : r.fetches) {
+    w.latency.Observe(s);
+    all_latency_.Observe(s);
+  }
   for (const std::string& id : r.prefilled) {
     const auto it = booking_of_.find(id);
     if (it == booking_of_.end()) continue;
-    Booking& b = bookings_.at(it->second);
-    if ((b.prefill == i || b.decode == i) && !b.decode_began_at) b.decode_began_at = now;
+    Slot& slot = bookings_[it->second];
+    Booking& b = slot.booking;
+    if ((b.prefill != i && b.decode != i) || b.decode_began_at) continue;
+    b.decode_began_at = now;
+    LeavePrefill(slot);
+    LeaveHolder(slot);
   }
+  Settle(i);
+  Rank(i);
   out.resync = w.needs_snapshot;
   return out;
 }
@@ -200,13 +263,15 @@ std::vector<std::string> ClusterView::Tick(absl::Time now) {
       lost.push_back(w.address.worker_id);
       Lose(i);
     } else if (w.state == WorkerState::kLost && now - w.reported_at > options_.forget_lost_after) {
-      index_of_.erase(w.address.worker_id);
+      index_of_.erase(w.address.worker_id);  // its orders forgot it when it was lost
       workers_[i].reset();
     }
   }
   // Oldest first, so the first that is young enough ends the search.
-  while (!bookings_.empty() && now - bookings_.begin()->second.placed_at > options_.booking_expiry)
-    EraseBooking(bookings_.begin()->first);
+  while (oldest_ != kNone && now - bookings_[oldest_].booking.placed_at > options_.booking_expiry) {
+    ended_.push_back(bookings_[oldest_].booking);
+    EraseBooking(oldest_);
+  }
   return lost;
 }
 
@@ -215,48 +280,199 @@ void ClusterView::Lose(WorkerIndex i) {
   workers_[i]->needs_snapshot = true;
   prefixes_.Clear(i);
   DropBookingsOf(i);
+  workers_[i]->demand = {};
+  workers_[i]->unreported.clear();
+  Rank(i);
 }
 
 void ClusterView::DropBookingsOf(WorkerIndex worker) {
-  for (auto it = bookings_.begin(); it != bookings_.end();) {
-    Booking& b = it->second;
-    if (b.holder == worker) b.holder.reset();
-    // A decoding request has left its prefill worker behind.
-    const bool gone = b.decode == worker || (b.prefill == worker && !b.decode_began_at);
-    if (gone) {
-      booking_of_.erase(b.request_id);
-      it = bookings_.erase(it);
-    } else {
-      // Its index may be given to another worker later.
-      if (b.prefill == worker) b.prefill = b.decode;
-      ++it;
+  for (BookingSlot at = oldest_; at != kNone;) {
+    Slot& slot = bookings_[at];
+    Booking& b = slot.booking;
+    const BookingSlot next = slot.newer;
+    if (b.holder == worker) {
+      LeaveHolder(slot);
+      b.holder.reset();
     }
+    // A decoding request has left its prefill worker behind.
+    if (b.decode == worker || (b.prefill == worker && !b.decode_began_at)) {
+      ended_.push_back(b);
+      EraseBooking(at);
+    } else if (b.prefill == worker) {
+      b.prefill = b.decode;  // its index may be given to another worker later
+    }
+    at = next;
   }
 }
 
 void ClusterView::Book(Booking booking) {
   if (const auto it = booking_of_.find(booking.request_id); it != booking_of_.end()) EraseBooking(it->second);
-  const uint64_t id = next_booking_++;
-  booking_of_[booking.request_id] = id;
-  bookings_.emplace(id, std::move(booking));
+  BookingSlot at;
+  if (free_.empty()) {
+    at = static_cast<BookingSlot>(bookings_.size());
+    bookings_.emplace_back();
+  } else {
+    at = free_.back();
+    free_.pop_back();
+  }
+  booking_of_.emplace(booking.request_id, at);
+  Slot& slot = bookings_[at];
+  slot.booking = std::move(booking);
+  slot.serial = next_serial_++;
+  slot.older = newest_;
+  slot.newer = kNone;
+  (newest_ == kNone ? oldest_ : bookings_[newest_].newer) = at;
+  newest_ = at;
+
+  const Booking& b = slot.booking;
+  Worker& decode = *workers_[b.decode];
+  Worker& prefill = *workers_[b.prefill];
+  slot.at = static_cast<uint32_t>(decode.decoding.size());
+  decode.decoding.push_back(at);
+  decode.decoding_tokens += b.prompt_tokens;
+  // A report that was made after the request reached its worker shows it already.
+  const auto reported = [&](const Worker& w) { return b.placed_at + options_.settle <= w.reported_at; };
+  slot.in_decode = !reported(decode);
+  if (slot.in_decode) {
+    decode.demand.blocks += b.decode_blocks;
+    ++decode.demand.requests;
+  }
+  slot.in_prefill = !reported(prefill);
+  if (slot.in_prefill) {
+    prefill.demand.prefill_ns += absl::ToInt64Nanoseconds(absl::Seconds(b.prefill_seconds));
+    prefill.demand.prefill_tokens += b.uncached_tokens;
+    if (!b.local()) {
+      prefill.demand.blocks += b.prefill_blocks;
+      ++prefill.demand.requests;
+    }
+  }
+  slot.in_holder = b.holder.has_value();
+  if (slot.in_holder) ++workers_[*b.holder]->demand.outgoing_fetches;
+  const auto wait_for_report = [&](Worker& w) {
+    while (!w.unreported.empty() &&
+           bookings_[w.unreported.front().first].serial != w.unreported.front().second)
+      w.unreported.pop_front();
+    w.unreported.emplace_back(at, slot.serial);
+  };
+  if (slot.in_decode || (slot.in_prefill && b.local())) wait_for_report(decode);
+  if (slot.in_prefill && !b.local()) wait_for_report(prefill);
+  Rank(b.decode);
+  if (!b.local()) Rank(b.prefill);
 }
 
-bool ClusterView::Finish(const std::string& request_id, absl::Time now) {
+void ClusterView::LeavePrefill(Slot& slot) {
+  if (!std::exchange(slot.in_prefill, false)) return;
+  const Booking& b = slot.booking;
+  Demand& demand = workers_[b.prefill]->demand;
+  demand.prefill_ns -= absl::ToInt64Nanoseconds(absl::Seconds(b.prefill_seconds));
+  demand.prefill_tokens -= b.uncached_tokens;
+  if (!b.local()) {
+    demand.blocks -= b.prefill_blocks;
+    --demand.requests;
+  }
+  Rank(b.prefill);
+}
+
+void ClusterView::LeaveDecode(Slot& slot) {
+  if (!std::exchange(slot.in_decode, false)) return;
+  Demand& demand = workers_[slot.booking.decode]->demand;
+  demand.blocks -= slot.booking.decode_blocks;
+  --demand.requests;
+}
+
+void ClusterView::LeaveHolder(Slot& slot) {
+  if (std::exchange(slot.in_holder, false)) --workers_[*slot.booking.holder]->demand.outgoing_fetches;
+}
+
+void ClusterView::Settle(WorkerIndex worker) {
+  Worker& w = *workers_[worker];
+  while (!w.unreported.empty()) {
+    const auto [at, serial] = w.unreported.front();
+    Slot& slot = bookings_[at];
+    if (slot.serial == serial) {
+      if (slot.booking.placed_at + options_.settle > w.reported_at) return;
+      if (slot.booking.prefill == worker) LeavePrefill(slot);
+      if (slot.booking.decode == worker) LeaveDecode(slot);
+    }
+    w.unreported.pop_front();
+  }
+}
+
+const Booking* ClusterView::FindBooking(const std::string& request_id) const {
   const auto it = booking_of_.find(request_id);
-  if (it == booking_of_.end()) return false;
-  const Booking& b = bookings_.at(it->second);
+  return it == booking_of_.end() ? nullptr : &bookings_[it->second].booking;
+}
+
+std::optional<Booking> ClusterView::Finish(const std::string& request_id, absl::Time now) {
+  const auto it = booking_of_.find(request_id);
+  if (it == booking_of_.end()) return std::nullopt;
+  Booking b = bookings_[it->second].booking;
   if (b.decode_began_at) {
     const double took = absl::ToDoubleSeconds(now - *b.decode_began_at);
     decode_seconds_mean_ += kDecodeSecondsGain * (took - decode_seconds_mean_);
   }
   EraseBooking(it->second);
-  return true;
+  return b;
 }
 
-void ClusterView::EraseBooking(uint64_t id) {
-  const auto it = bookings_.find(id);
-  booking_of_.erase(it->second.request_id);
-  bookings_.erase(it);
+void ClusterView::EraseBooking(BookingSlot at) {
+  Slot& slot = bookings_[at];
+  LeavePrefill(slot);
+  LeaveDecode(slot);
+  LeaveHolder(slot);
+  const WorkerIndex decode = slot.booking.decode;
+  Worker& w = *workers_[decode];
+  bookings_[w.decoding.back()].at = slot.at;
+  w.decoding[slot.at] = w.decoding.back();
+  w.decoding.pop_back();
+  w.decoding_tokens -= slot.booking.prompt_tokens;
+  (slot.older == kNone ? oldest_ : bookings_[slot.older].newer) = slot.newer;
+  (slot.newer == kNone ? newest_ : bookings_[slot.newer].older) = slot.older;
+  booking_of_.erase(slot.booking.request_id);
+  slot.booking = {};
+  slot.serial = 0;
+  free_.push_back(at);
+  Rank(decode);
+}
+
+double ClusterView::QueueSeconds(const Worker& w, absl::Time now) const {
+  // The reported queue has been worked on since it was reported.
+  const double reported = w.latency.QueueSeconds(w.load.queued_prefill_tokens, w.load.waiting);
+  const double since = absl::ToDoubleSeconds(now - w.reported_at);
+  return std::max(0.0, reported - std::max(0.0, since)) + static_cast<double>(w.demand.prefill_ns) * 1e-9;
+}
+
+void ClusterView::Rank(WorkerIndex i) {
+  const Worker& w = *workers_[i];
+  Order& order = order_[i];
+  order = {.then = std::numeric_limits<double>::infinity(),
+           .decode = std::numeric_limits<double>::infinity(),
+           .free = w.free_blocks()};
+  RankTree::Key idle, busy, roomy_prefill, quick, quick_half, quick_now, roomy_decode;
+  const uint64_t load = w.requests();
+  const double used = -static_cast<double>(order.free);
+  if (w.ready() && CanPrefill(w.role)) {
+    order.begins = absl::ToDoubleSeconds(w.reported_at - absl::UnixEpoch()) +
+                   w.latency.QueueSeconds(w.load.queued_prefill_tokens, w.load.waiting);
+    order.then = static_cast<double>(w.demand.prefill_ns) * 1e-9 + TypicalPrefill(w, options_);
+    const bool queued = w.load.queued_prefill_tokens > 0 || w.demand.prefill_ns > 0;
+    (queued ? busy : idle) = {queued ? order.begins + order.then : order.then, load, w.name};
+    roomy_prefill = {used, load, w.name};
+  }
+  if (w.ready() && CanDecode(w.role)) {
+    order.decode = TypicalStep(w, 4);
+    quick = {order.decode, load, w.name};
+    quick_half = {TypicalStep(w, 2), load, w.name};
+    quick_now = {TypicalStep(w, 0), load, w.name};
+    roomy_decode = {used, load, w.name};
+  }
+  idle_prefill_.Set(i, idle);
+  busy_prefill_.Set(i, busy);
+  roomy_prefill_.Set(i, roomy_prefill);
+  quick_decode_.Set(i, quick);
+  quick_half_decode_.Set(i, quick_half);
+  quick_now_decode_.Set(i, quick_now);
+  roomy_decode_.Set(i, roomy_decode);
 }
 
 std::vector<WorkerView> ClusterView::Workers(absl::Time now) const {

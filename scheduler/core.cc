@@ -1,7 +1,7 @@
 #include "scheduler/core.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
 #include <tuple>
 #include <utility>
 
@@ -12,30 +12,114 @@ namespace tidepool {
 
 namespace {
 
-std::string Seconds(double s) {
-  char buf[32];
-  if (s < 1) {
-    std::snprintf(buf, sizeof buf, "%.1f ms", s * 1e3);
-  } else {
-    std::snprintf(buf, sizeof buf, "%.2f s", s);
-  }
-  return buf;
+// Every decision says why: without the cost of a printf.
+void AppendFixed(std::string& to, double v, int digits) {
+  char buf[64];
+  const auto end = std::to_chars(buf, buf + sizeof buf, v, std::chars_format::fixed, digits);
+  to.append(buf, end.ec == std::errc() ? end.ptr : buf);
+}
+void AppendNumber(std::string& to, uint64_t v) {
+  char buf[24];
+  to.append(buf, std::to_chars(buf, buf + sizeof buf, v).ptr);
+}
+void AppendSeconds(std::string& to, double s) {
+  AppendFixed(to, s < 1 ? s * 1e3 : s, s < 1 ? 1 : 2);
+  to += s < 1 ? " ms" : " s";
 }
 
 }  // namespace
 
-SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ReplicationOptions& replication)
-    : options_(options), view_(options_), replication_(replication) {}
+SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ReplicationOptions& replication,
+                             std::unique_ptr<LengthPredictor> lengths)
+    : options_(options),
+      view_(options_),
+      replication_(replication),
+      lengths_(lengths ? std::move(lengths)
+                       : std::make_unique<LengthQuantiles>(options.expected_output_tokens)),
+      policy_(options.seed),
+      fair_(options.fair_quantum_tokens) {}
 
 ReportResult SchedulerCore::Report(WorkerReport report, absl::Time now) {
-  return view_.Report(std::move(report), now);
+  const std::string id = report.address.worker_id;
+  ReportResult result = view_.Report(std::move(report), now);
+  // Its place in the tables may have been another's.
+  if (result.registered) fair_.Forget(view_.IndexOf(id));
+  RecordEnded();
+  return result;
 }
 
-bool SchedulerCore::Finish(const std::string& request_id, absl::Time now) {
-  return view_.Finish(request_id, now);
+bool SchedulerCore::AdmitDecode(const std::string& request_id, absl::Time now) {
+  const Booking* b = view_.FindBooking(request_id);
+  if (options_.admission != AdmissionPolicy::kAtStage || b == nullptr) return true;
+  const double itl = DecodeStepNow(view_, options_, *view_.worker(b->decode), b->prompt_tokens, b);
+  if (itl <= absl::ToDoubleSeconds(b->slo_itl)) return true;
+  if (RequestRecord* record = Open(*b); record != nullptr) {
+    record->outcome = "rejected_decode";
+    record->rejection_kind = "itl";
+  }
+  view_.Finish(request_id, now);
+  return false;
 }
 
-std::vector<std::string> SchedulerCore::Tick(absl::Time now) { return view_.Tick(now); }
+bool SchedulerCore::Finish(const std::string& request_id, absl::Time now, const FinishInfo& info) {
+  const std::optional<Booking> b = view_.Finish(request_id, now);
+  if (!b) return false;
+  if (info.completed && !info.cut && info.output_tokens > 0)
+    lengths_->Observe(b->tenant, b->route, info.output_tokens);
+  if (options_.fairness == FairnessPolicy::kD2lpm) {
+    // A prefill that never came to its end is given back: as far as is known, nobody computed it.
+    if (!info.completed && !b->decode_began_at && info.output_tokens == 0)
+      fair_.Charge(b->tenant, b->prefill, -static_cast<double>(b->uncached_tokens), now);
+    fair_.Charge(b->tenant, b->decode, info.output_tokens, now);
+  }
+  if (RequestRecord* record = Open(*b); record != nullptr) {
+    record->outcome = info.completed ? "done" : "failed";
+    record->actual = info;
+  }
+  return true;
+}
+
+std::vector<std::string> SchedulerCore::Tick(absl::Time now) {
+  std::vector<std::string> lost = view_.Tick(now);
+  for (const std::string& id : lost) fair_.Forget(view_.IndexOf(id));
+  RecordEnded();
+  return lost;
+}
+
+RequestRecord& SchedulerCore::NewRecord() {
+  if (records_.size() < std::max<size_t>(options_.max_records, 1)) {
+    ++recorded_;
+    return records_.emplace_back();
+  }
+  return records_[recorded_++ % records_.size()] = RequestRecord();
+}
+
+RequestRecord* SchedulerCore::Open(const Booking& b) {
+  // Only the last max_records exist, and one of them may be another request's by now.
+  if (records_.empty() || b.record + records_.size() < recorded_) return nullptr;
+  return &records_[b.record % records_.size()];
+}
+
+void SchedulerCore::RecordEnded() {
+  for (const Booking& b : view_.TakeEnded()) {
+    if (RequestRecord* record = Open(b); record != nullptr) record->outcome = "lost";
+  }
+}
+
+std::vector<RequestRecord> SchedulerCore::RecentRequests(size_t max) const {
+  std::vector<RequestRecord> out;
+  for (uint64_t i = 0; i < std::min(max, records_.size()); ++i)
+    out.push_back(records_[(recorded_ - 1 - i) % records_.size()]);
+  return out;
+}
+
+std::optional<RequestRecord> SchedulerCore::FindRequest(std::string_view request_id) const {
+  for (uint64_t i = 0; i < records_.size(); ++i) {
+    const RequestRecord& record = records_[(recorded_ - 1 - i) % records_.size()];
+    if (record.request_id == request_id) return record;
+  }
+  return std::nullopt;
+}
 
 absl::Status SchedulerCore::CheckRequest(const PlaceRequest& r) const {
   if (r.request_id.empty()) return absl::InvalidArgumentError("place: request_id is empty");
@@ -52,13 +136,20 @@ absl::Status SchedulerCore::CheckRequest(const PlaceRequest& r) const {
   return absl::OkStatus();
 }
 
-PlaceResult SchedulerCore::Decide(const PlaceRequest& request, absl::Time now, Evaluation& evaluation) const {
+PlacementInput SchedulerCore::InputFor(const PlaceRequest& request) const {
+  PlacementInput input{.length = lengths_->Predict(request)};
+  if (options_.fairness == FairnessPolicy::kD2lpm) input.deficits = fair_.Of(request.tenant);
+  return input;
+}
+
+PlaceResult SchedulerCore::Decide(const PlaceRequest& request, const PlacementInput& input,
+                                  PolicyState& policy, absl::Time now, Evaluation& evaluation) const {
   PlaceResult out;
   out.status = CheckRequest(request);
   if (!out.status.ok()) return out;
   out.rejection = JudgeInflight(view_, options_, request);
   if (!out.rejection) {
-    evaluation = Evaluate(view_, options_, request, now);
+    evaluation = Evaluate(view_, options_, request, input, policy, now);
     out.status = evaluation.status;
     if (!out.status.ok()) return out;
     out.rejection = JudgePlan(view_, options_, request, *evaluation.best, now);
@@ -73,10 +164,44 @@ PlaceResult SchedulerCore::Decide(const PlaceRequest& request, absl::Time now, E
 
 PlaceResult SchedulerCore::Place(const PlaceRequest& request, absl::Time now) {
   Evaluation evaluation;
-  PlaceResult out = Decide(request, now, evaluation);
-  if (!out.placement) return out;
+  const PlacementInput input = InputFor(request);
+  PlaceResult out = Decide(request, input, policy_, now, evaluation);
+  if (!out.placement && !out.rejection) return out;
+  const uint64_t number = recorded_;
+  RequestRecord& record = NewRecord();
+  record.request_id = request.request_id;
+  record.tenant = request.tenant;
+  record.slo_class = request.slo_class;
+  record.placed_at = now;
+  record.prompt_tokens = request.prompt_tokens;
+  if (out.rejection) {
+    record.predicted_ttft_seconds = out.rejection->ttft_seconds;
+    record.predicted_itl_seconds = out.rejection->itl_seconds;
+    record.outcome = "rejected";
+    record.rejection_kind = out.rejection->kind;
+    return out;
+  }
+  // A started answer that goes on elsewhere: what is booked now takes the first booking's place.
+  if (const Booking* old = view_.FindBooking(request.request_id); old != nullptr) {
+    if (RequestRecord* was = Open(*old); was != nullptr) was->outcome = "failed";
+  }
   const Plan& plan = *evaluation.best;
+  const auto tokens = [&](uint32_t predicted) {
+    return std::clamp(request.max_tokens, 1u, std::max(predicted, 1u));
+  };
+  const uint32_t cached = plan.prefill.cached_blocks * view_.model()->layout.block_tokens;
+  record.decode_worker = view_.worker(plan.decode.worker)->address.worker_id;
+  record.prefill_worker = view_.worker(plan.prefill.worker)->address.worker_id;
+  if (plan.prefill.holder) record.holder = view_.worker(*plan.prefill.holder)->address.worker_id;
+  record.expected_cached_tokens = cached;
+  record.expected_output_tokens = tokens(input.length.mean);
+  record.predicted_ttft_seconds = plan.ttft_seconds();
+  record.predicted_itl_seconds = plan.decode.itl_seconds;
+  record.outcome = "open";
   view_.Book({.request_id = request.request_id,
+              .tenant = request.tenant,
+              .route = request.route,
+              .slo_itl = EffectiveItlSlo(options_, request),
               .prefill = plan.prefill.worker,
               .decode = plan.decode.worker,
               .holder = plan.prefill.holder,
@@ -84,9 +209,17 @@ PlaceResult SchedulerCore::Place(const PlaceRequest& request, absl::Time now) {
               .prefill_ends_at = now + absl::Seconds(plan.ttft_seconds()),
               .prefill_seconds = plan.prefill.service_seconds(),
               .prompt_tokens = request.prompt_tokens,
-              .output_tokens = std::clamp(request.max_tokens, 1u, options_.expected_output_tokens),
+              .uncached_tokens = request.prompt_tokens - cached,
+              .output_tokens = tokens(input.length.mean),
+              .output_tokens_high = tokens(input.length.high),
+              .length_learnt = input.length.learnt,
               .prefill_blocks = plan.prefill.blocks_needed,
-              .decode_blocks = plan.decode.blocks_needed});
+              .decode_blocks = plan.decode.blocks_needed,
+              .record = number});
+  if (options_.fairness == FairnessPolicy::kD2lpm) {
+    if (!plan.credit) fair_.Refill(request.tenant);
+    fair_.Charge(request.tenant, plan.prefill.worker, request.prompt_tokens - cached, now);
+  }
   replication_.OnPlaced(request.keys, now);
   return out;
 }
@@ -123,7 +256,8 @@ std::vector<WorkerPrefix> SchedulerCore::Prefixes(std::span<const BlockKey> keys
 
 PlaceResult SchedulerCore::Explain(const PlaceRequest& request, absl::Time now) const {
   Evaluation evaluation;
-  PlaceResult out = Decide(request, now, evaluation);
+  PolicyState policy = policy_;  // a question draws from the same numbers and uses none up
+  PlaceResult out = Decide(request, InputFor(request), policy, now, evaluation);
   out.candidates = Candidates(evaluation, request, now);
   return out;
 }
@@ -138,9 +272,15 @@ Placement SchedulerCore::Describe(const Plan& plan) const {
   out.expected_cached_tokens = p.cached_blocks * block_tokens;
   out.ttft_seconds = plan.ttft_seconds();
   out.itl_seconds = plan.decode.itl_seconds;
-  out.reason = plan.local() ? "prefill and decode on " + decode.worker_id : "prefill on " + prefill.worker_id;
-  out.reason += " (queue " + Seconds(p.queue_seconds) + ", " + std::to_string(out.expected_cached_tokens) +
-                " tokens cached";
+  std::string& why = out.reason;
+  why.reserve(192);
+  why += plan.local() ? "prefill and decode on " : "prefill on ";
+  why += prefill.worker_id;
+  why += " (queue ";
+  AppendSeconds(why, p.queue_seconds);
+  why += ", ";
+  AppendNumber(why, out.expected_cached_tokens);
+  why += " tokens cached";
   if (p.holder) {
     const WorkerAddress& holder = view_.worker(*p.holder)->address;
     const uint32_t near = std::min(p.holder_near_blocks, p.cached_blocks);
@@ -148,18 +288,28 @@ Placement SchedulerCore::Describe(const Plan& plan) const {
       out.holders.push_back({holder, p.held_blocks, near, Tier::kHost, p.peer_host_seconds});
     if (p.cached_blocks > near)
       out.holders.push_back({holder, near, p.cached_blocks, Tier::kDisk, p.peer_disk_seconds});
-    out.reason += ", " + std::to_string((p.cached_blocks - p.held_blocks) * block_tokens) +
-                  " of them fetched from " + (near > p.held_blocks ? "" : "the disk of ") + holder.worker_id;
+    why += ", ";
+    AppendNumber(why, (p.cached_blocks - p.held_blocks) * block_tokens);
+    why += " of them fetched from ";
+    if (near <= p.held_blocks) why += "the disk of ";
+    why += holder.worker_id;
   }
-  if (p.held_blocks > p.near_blocks)
-    out.reason +=
-        ", " + std::to_string((p.held_blocks - p.near_blocks) * block_tokens) + " of them from its own disk";
-  out.reason += ", compute " + Seconds(p.compute_seconds) + ")";
+  if (p.held_blocks > p.near_blocks) {
+    why += ", ";
+    AppendNumber(why, (p.held_blocks - p.near_blocks) * block_tokens);
+    why += " of them from its own disk";
+  }
+  why += ", compute ";
+  AppendSeconds(why, p.compute_seconds);
+  why += ")";
   if (!plan.local()) {
     out.prefill = prefill;
-    out.reason += ", decode on " + decode.worker_id;
+    why += ", decode on ";
+    why += decode.worker_id;
   }
-  out.reason += " (" + Seconds(out.itl_seconds) + " a token)";
+  why += " (";
+  AppendSeconds(why, out.itl_seconds);
+  why += " a token)";
   return out;
 }
 

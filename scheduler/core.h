@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,6 +11,7 @@
 #include "scheduler/cluster_view.h"
 #include "scheduler/options.h"
 #include "scheduler/placement.h"
+#include "scheduler/predict_len.h"
 #include "scheduler/replication.h"
 #include "scheduler/types.h"
 
@@ -21,7 +23,9 @@ namespace tidepool {
 // clock and does not go back.
 class SchedulerCore {
  public:
-  explicit SchedulerCore(const SchedulerOptions& options, const ReplicationOptions& replication = {});
+  // `lengths` null: LengthQuantiles. A simulator that knows the answers gives an oracle.
+  explicit SchedulerCore(const SchedulerOptions& options, const ReplicationOptions& replication = {},
+                         std::unique_ptr<LengthPredictor> lengths = nullptr);
 
   // A worker registered, or told what changed. See ReportResult.
   ReportResult Report(WorkerReport report, absl::Time now);
@@ -30,8 +34,12 @@ class SchedulerCore {
   PlaceResult Place(const PlaceRequest& request, absl::Time now);
   // What Place would answer, with every candidate; books nothing.
   PlaceResult Explain(const PlaceRequest& request, absl::Time now) const;
-  // A request ended; false: nothing was booked for it (any more).
-  bool Finish(const std::string& request_id, absl::Time now);
+  // Whether a placed request whose prefill has just ended may decode where it was to: what AdmissionPolicy
+  // kAtStage asks (the load now against its ITL objective). False: its booking is gone, do not call Finish.
+  // True under every other policy, and for a request without booking.
+  bool AdmitDecode(const std::string& request_id, absl::Time now);
+  // A request ended; false: nothing was booked for it (any more). What `info` says is learnt from.
+  bool Finish(const std::string& request_id, absl::Time now, const FinishInfo& info = {});
   // To be called about every worker_timeout/4: ends what ran out. Returns the workers lost just now.
   std::vector<std::string> Tick(absl::Time now);
 
@@ -51,22 +59,40 @@ class SchedulerCore {
   }
   size_t hot_runs(absl::Time now) const { return replication_.hot_runs(now); }
 
+  // What was decided for the last options.max_records requests, the latest first; at most `max`.
+  std::vector<RequestRecord> RecentRequests(size_t max) const;
+  // The latest decision for this request; nullopt: too long ago, or never.
+  std::optional<RequestRecord> FindRequest(std::string_view request_id) const;
+
   std::vector<WorkerView> Workers(absl::Time now) const { return view_.Workers(now); }
   const std::optional<ModelIdentity>& model() const { return view_.model(); }
   size_t inflight() const { return view_.inflight(); }
+  const PrefixIndex& prefixes() const { return view_.prefixes(); }
   uint64_t index_ignored() const { return view_.prefixes().ignored(); }
 
  private:
   // Fills status, placement or rejection. `evaluation` is set when one was made.
-  PlaceResult Decide(const PlaceRequest& request, absl::Time now, Evaluation& evaluation) const;
+  PlaceResult Decide(const PlaceRequest& request, const PlacementInput& input, PolicyState& policy,
+                     absl::Time now, Evaluation& evaluation) const;
   absl::Status CheckRequest(const PlaceRequest& request) const;
+  PlacementInput InputFor(const PlaceRequest& request) const;
   Placement Describe(const Plan& plan) const;
   std::vector<Candidate> Candidates(const Evaluation& evaluation, const PlaceRequest& request,
                                     absl::Time now) const;
+  // The slot of the next record, emptied.
+  RequestRecord& NewRecord();
+  // Of a booking; null: it is forgotten.
+  RequestRecord* Open(const Booking& booking);
+  void RecordEnded();
 
   const SchedulerOptions options_;
   ClusterView view_;
   ReplicationCore replication_;
+  std::unique_ptr<LengthPredictor> lengths_;
+  PolicyState policy_;
+  FairShare fair_;
+  std::vector<RequestRecord> records_;  // a ring
+  uint64_t recorded_ = 0;
 };
 
 }  // namespace tidepool

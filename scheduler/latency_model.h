@@ -29,6 +29,8 @@ class LatencyModel {
   double QueueSeconds(uint64_t tokens, uint64_t jobs) const;
   double DecodeStepSeconds(uint64_t batch, uint64_t context_tokens) const;
   double FetchSeconds(uint64_t bytes, FetchFrom from = FetchFrom::kPeerHost) const;
+  // 0: FetchSeconds is a guess.
+  size_t fetch_samples(FetchFrom from) const { return fetch_[static_cast<size_t>(from)].samples(); }
 
   // Decayed mean relative error of predictions made before each sample; 0 before the first.
   double prefill_error() const { return prefill_.error(); }

@@ -1,9 +1,13 @@
 #include "scheduler/placement.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <tuple>
 #include <utility>
+
+#include "absl/container/inlined_vector.h"
+#include "scheduler/chain_probe.h"
 
 namespace tidepool {
 
@@ -13,37 +17,130 @@ namespace {
 // to be this many times faster.
 constexpr double kLocalPreference = 2;
 
-// What the bookings say that a worker's last report does not.
-struct Demand {
-  double prefill_seconds = 0;
-  uint64_t blocks = 0;
-  uint32_t outgoing_fetches = 0;
-  uint64_t requests = 0;
-  std::vector<const Booking*> decoding;  // bookings whose decode worker this is, told or not
+// How many are looked at where not all are. What that costs: PlacementRegret in tests/scheduler.
+struct Breadth {
+  size_t holders;     // of the longest prefix, by queue,
+  size_t feeders;     // by transfers out of them,
+  size_t decoders;    // and by decode step
+  size_t levels;      // shorter prefixes
+  size_t per_level;   // holders of each
+  size_t idle, busy;  // prefill workers, whatever they hold
+  size_t quick;       // decode workers, by each of their three orders
 };
+constexpr Breadth kNarrow = {
+    .holders = 3, .feeders = 2, .decoders = 2, .levels = 2, .per_level = 1, .idle = 3, .busy = 3, .quick = 3};
+constexpr Breadth kWide = {.holders = 8,
+                           .feeders = 4,
+                           .decoders = 8,
+                           .levels = 6,
+                           .per_level = 2,
+                           .idle = 8,
+                           .busy = 16,
+                           .quick = 8};
+// Holders of one block that are looked at: of a system prompt that everybody has, enough.
+constexpr size_t kHoldersScanned = 128;
+constexpr double kNever = std::numeric_limits<double>::infinity();
 
 class Evaluator {
  public:
   Evaluator(const ClusterView& view, const SchedulerOptions& options, const PlaceRequest& request,
-            absl::Time now)
+            const PlacementInput& input, absl::Time now)
       : view_(view),
         options_(options),
         request_(request),
+        input_(input),
         layout_(view.model()->layout),
         now_(now),
-        output_tokens_(std::clamp(request.max_tokens, 1u, options.expected_output_tokens)),
+        keys_(std::span(request.keys).first(std::min<size_t>(request.keys.size(), ReusableMax()))),
+        output_tokens_(std::clamp(request.max_tokens, 1u, std::max(input.length.mean, 1u))),
+        output_tokens_high_(std::clamp(request.max_tokens, 1u, std::max(input.length.high, 1u))),
         ttft_slo_(absl::ToDoubleSeconds(EffectiveTtftSlo(options, request))),
-        itl_slo_(absl::ToDoubleSeconds(EffectiveItlSlo(options, request))) {}
+        itl_slo_(absl::ToDoubleSeconds(EffectiveItlSlo(options, request))) {
+    if (request.slo_class == SloClass::kBatch && options.admission != AdmissionPolicy::kNone) {
+      PlaceRequest standard;
+      gap_queue_ = options.batch_slo_share * absl::ToDoubleSeconds(EffectiveTtftSlo(options, standard));
+      gap_itl_ = options.batch_slo_share * absl::ToDoubleSeconds(EffectiveItlSlo(options, standard));
+    }
+  }
 
   Evaluation Run() {
-    SumDemand();
-    view_.prefixes().Match(request_.keys, view_.size(), held_, runs_);
-    FindHolders();
+    if (input_.all_workers || view_.size() <= options_.evaluate_all_workers ||
+        !request_.exclude_workers.empty()) {
+      SeatAll();
+      return Compare();
+    }
+    ChainProbe probe(view_.prefixes(), keys_);
+    Seat(probe, kNarrow);
+    Evaluation out = Compare();
+    if (out.best && out.best->violations > 0 && !out.best->full) {
+      Seat(probe, kWide);
+      out = Compare();
+    }
+    if (!out.best) {
+      SeatAll();
+      out = Compare();
+    }
+    return out;
+  }
 
+  Evaluation RunPolicy(PolicyState& state) {
+    SeatAll();
+    std::sort(seats_.begin(), seats_.end(),
+              [](const Seated& a, const Seated& b) { return a.w->name < b.w->name; });
+    std::vector<const Seated*> prefills, decodes;
+    bool any_decode = false, apart = false;
+    for (const Seated& s : seats_) {
+      if (!Usable(s)) continue;
+      any_decode = any_decode || CanDecode(s.w->role);
+      if (CanDecode(s.w->role) && Fits(s, Blocks(request_.prompt_tokens + 1))) decodes.push_back(&s);
+      if (CanPrefill(s.w->role) && Fits(s, prompt_blocks())) prefills.push_back(&s);
+      apart = apart || s.w->role != Role::kBoth;
+    }
     Evaluation out;
-    for (WorkerIndex i = 0; i < view_.size(); ++i) {
-      if (Usable(i) && CanPrefill(view_.worker(i)->role) && Fits(i, prompt_blocks()))
-        out.prefills.push_back(Prefill(i));
+    if (decodes.empty()) {
+      out.status = WhyNone(any_decode);
+      return out;
+    }
+    if (!apart) prefills.clear();
+    const auto seats = [&](const std::vector<const Seated*>& from) {
+      std::vector<PolicySeat> to;
+      to.reserve(from.size());
+      for (const Seated* s : from) to.push_back(PolicySeatOf(*s));
+      return to;
+    };
+    const auto [first, second] =
+        ChooseByPolicy(options_.placement, state, seats(prefills), seats(decodes), prompt_blocks());
+    const Seated* decode = decodes[second];
+    const Seated* prefill = first ? prefills[*first] : decode;
+    // A worker that does both keeps what it has prefilled.
+    if (CanDecode(prefill->w->role) && Fits(*prefill, Blocks(request_.prompt_tokens + 1))) decode = prefill;
+    out.best = Finish(PrefillBy(*prefill), *decode);
+    if (out.best->local()) {
+      out.locals.push_back(*out.best);
+    } else {
+      out.prefills.push_back(out.best->prefill);
+      out.decodes.push_back(out.best->decode);
+    }
+    return out;
+  }
+
+ private:
+  // A worker that is looked at, with what it holds of the prompt.
+  struct Seated {
+    WorkerIndex index;
+    const Worker* w;
+    HeldPrefix held;
+    HeldRun run;
+  };
+
+  Evaluation Compare() {
+    holders_.clear();
+    FindHolders();
+    Evaluation out;
+    out.prefills.reserve(seats_.size());
+    out.decodes.reserve(seats_.size());
+    for (const Seated& s : seats_) {
+      if (Usable(s) && CanPrefill(s.w->role) && Fits(s, prompt_blocks())) out.prefills.push_back(Prefill(s));
     }
     const PrefillOption* best_prefill = nullptr;
     for (const PrefillOption& p : out.prefills)
@@ -51,19 +148,19 @@ class Evaluator {
 
     std::optional<Plan> remote, local, small;
     bool any_decode = false;
-    for (WorkerIndex i = 0; i < view_.size(); ++i) {
-      if (!Usable(i) || !CanDecode(view_.worker(i)->role)) continue;
+    for (const Seated& s : seats_) {
+      if (!Usable(s) || !CanDecode(s.w->role)) continue;
       any_decode = true;
-      if (!Fits(i, Blocks(request_.prompt_tokens + 1))) continue;
-      const bool is_small = Uncached(i) <= options_.local_prefill_tokens;
-      if (is_small || view_.worker(i)->role == Role::kBoth || out.prefills.empty()) {
-        Plan plan = Finish(Prefill(i), i);
+      if (!Fits(s, Blocks(request_.prompt_tokens + 1))) continue;
+      const bool is_small = Uncached(s) <= options_.local_prefill_tokens;
+      if (is_small || s.w->role == Role::kBoth || out.prefills.empty()) {
+        Plan plan = Finish(Prefill(s), s);
         out.locals.push_back(plan);
         Keep(local, plan);
         if (is_small) Keep(small, plan);
       }
-      if (best_prefill == nullptr || best_prefill->worker == i) continue;
-      Plan plan = Finish(*best_prefill, i);
+      if (best_prefill == nullptr || best_prefill->worker == s.index) continue;
+      Plan plan = Finish(*best_prefill, s);
       out.decodes.push_back(plan.decode);
       Keep(remote, plan);
     }
@@ -82,22 +179,110 @@ class Evaluator {
     return out;
   }
 
- private:
-  std::string_view Id(WorkerIndex i) const { return view_.worker(i)->address.worker_id; }
-  std::tuple<bool, double, uint64_t, std::string_view> PrefillRank(const PrefillOption& p) const {
-    return std::tuple(!p.room, p.total_seconds(), p.load, Id(p.worker));
+  // ---- who is looked at
+
+  void SeatAll() {
+    std::vector<HeldPrefix> held;
+    std::vector<HeldRun> runs;
+    view_.prefixes().Match(keys_, view_.size(), held, runs);
+    seats_.clear();
+    seats_.reserve(view_.size());
+    for (WorkerIndex i = 0; i < view_.size(); ++i) {
+      if (view_.worker(i) != nullptr) seats_.push_back({i, view_.worker(i), held[i], runs[i]});
+    }
+  }
+
+  // Adds to those who are seated.
+  void Seat(ChainProbe& probe, const Breadth& breadth) {
+    absl::InlinedVector<WorkerIndex, 96> found;
+    const uint32_t answer_blocks = Blocks(uint64_t{request_.prompt_tokens} + output_tokens_high_);
+    if (probe.known() > 0) {
+      const double now = absl::ToDoubleSeconds(now_ - absl::UnixEpoch());
+      const auto prefill = [&](WorkerIndex i) {
+        return view_.FreeBlocks(i) < prompt_blocks() ? kNever : view_.PrefillOrder(i, now);
+      };
+      const auto decode = [&](WorkerIndex i) {
+        return view_.FreeBlocks(i) < answer_blocks ? kNever : view_.DecodeOrder(i);
+      };
+      const auto feed = [&](WorkerIndex i) {
+        const Worker& w = *view_.worker(i);
+        return static_cast<double>(w.demand.outgoing_fetches) + 1e-6 * static_cast<double>(w.requests());
+      };
+      const auto top = probe.levels().front().holders;
+      AddBest(top, breadth.holders, prefill, found);
+      AddBest(top, breadth.decoders, decode, found);
+      AddBest(top, breadth.feeders, feed, found);
+      // Where fewer blocks are held by more workers.
+      size_t levels = 0, holders = top.size();
+      for (const ChainProbe::Level& level : probe.levels().subspan(1)) {
+        if (levels == breadth.levels) break;
+        const auto here = level.holders;
+        if (here.size() <= holders) continue;
+        holders = here.size();
+        ++levels;
+        AddBest(here, breadth.per_level, prefill, found);
+      }
+    }
+    // Those without room are no better for being idle; but a cluster that is full is not gone through either.
+    const auto take = [&](const RankTree& tree, size_t n, uint32_t blocks) {
+      size_t left = 8 * n;
+      tree.Walk([&](WorkerIndex i) {
+        if (view_.FreeBlocks(i) >= blocks) {
+          found.push_back(i);
+          --n;
+        }
+        return n > 0 && --left > 0;
+      });
+    };
+    take(view_.idle_prefill(), breadth.idle, prompt_blocks());
+    take(view_.busy_prefill(), breadth.busy, prompt_blocks());
+    take(view_.roomy_prefill(), 1, 0);
+    take(view_.quick_decode(), breadth.quick, answer_blocks);
+    take(view_.quick_half_decode(), breadth.quick, answer_blocks);
+    take(view_.quick_now_decode(), breadth.quick, answer_blocks);
+    take(view_.roomy_decode(), 1, 0);
+    std::sort(found.begin(), found.end());
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    const size_t before = seats_.size();
+    seats_.reserve(before + found.size());
+    for (const WorkerIndex i : found) {
+      const auto end = seats_.begin() + static_cast<ptrdiff_t>(before);
+      if (std::any_of(seats_.begin(), end, [&](const Seated& s) { return s.index == i; })) continue;
+      const HeldPrefix held = probe.Prefix(i);
+      seats_.push_back({i, view_.worker(i), held, probe.Run(i, held)});
+    }
+  }
+
+  // The `n` of least value; infinite ones are not taken.
+  template <typename Value>
+  static void AddBest(std::span<const PrefixIndex::Holder> holders, size_t n, const Value& value,
+                      absl::InlinedVector<WorkerIndex, 96>& to) {
+    absl::InlinedVector<std::pair<double, WorkerIndex>, 16> best;  // ascending
+    for (const PrefixIndex::Holder& h : holders.first(std::min(holders.size(), kHoldersScanned))) {
+      const std::pair<double, WorkerIndex> it(value(h.worker), h.worker);
+      if (it.first == kNever || (best.size() == n && !(it < best.back()))) continue;
+      if (best.size() == n) best.pop_back();
+      best.insert(std::upper_bound(best.begin(), best.end(), it), it);
+    }
+    for (const auto& [v, i] : best) to.push_back(i);
+  }
+
+  // ---- comparisons
+
+  std::tuple<bool, bool, double, uint64_t, uint64_t> PrefillRank(const PrefillOption& p) const {
+    return std::tuple(!p.room, !Credit(p.worker), p.total_seconds(), p.load, view_.worker(p.worker)->name);
   }
   auto PlanRank(const Plan& p) const {
-    return std::tuple(p.full, p.violations, p.cost_seconds, p.decode.load, p.prefill.load,
-                      Id(p.decode.worker), Id(p.prefill.worker));
+    return std::tuple(p.full, p.violations, !p.credit, p.cost_seconds, p.decode.load, p.prefill.load,
+                      view_.worker(p.decode.worker)->name, view_.worker(p.prefill.worker)->name);
   }
   void Keep(std::optional<Plan>& best, const Plan& plan) const {
     if (!best || PlanRank(plan) < PlanRank(*best)) best = plan;
   }
+  bool Credit(WorkerIndex i) const { return FairShare::HasCredit(input_.deficits, i); }
   // Of those that hold `blocks` of the prefix.
-  auto HolderRank(WorkerIndex i, uint32_t blocks) const {
-    return std::tuple(ReusableMax() - blocks, demand_[i].outgoing_fetches, demand_[i].requests,
-                      std::string_view(view_.worker(i)->address.worker_id));
+  auto HolderRank(const Seated& s, uint32_t blocks) const {
+    return std::tuple(ReusableMax() - blocks, s.w->demand.outgoing_fetches, s.w->requests(), s.w->name);
   }
 
   uint32_t Blocks(uint64_t tokens) const {
@@ -106,79 +291,52 @@ class Evaluator {
   uint32_t prompt_blocks() const { return Blocks(request_.prompt_tokens); }
   // The last token is always computed (it gives the logits), so its block is never taken from a cache.
   uint32_t ReusableMax() const { return (request_.prompt_tokens - 1) / layout_.block_tokens; }
-  uint32_t Held(WorkerIndex i) const { return std::min(held_[i].blocks, ReusableMax()); }
-  uint32_t Near(WorkerIndex i) const { return std::min(held_[i].near_blocks, ReusableMax()); }
+  uint32_t Uncached(const Seated& s) const {
+    return request_.prompt_tokens - s.held.blocks * layout_.block_tokens;
+  }
   // What holder h has of the blocks from `from` on: [from, near_blocks) in its host tier, [from, blocks) in
   // all.
-  HeldPrefix HeldFrom(WorkerIndex h, uint32_t from) const {
-    const HeldRun& run = runs_[h];
-    if (held_[h].blocks > from || from < run.begin || from >= run.end)
-      return {.blocks = Held(h), .near_blocks = Near(h)};
-    return {.blocks = std::min(run.end, ReusableMax()), .near_blocks = std::min(run.near_end, ReusableMax())};
+  static HeldPrefix HeldFrom(const Seated& h, uint32_t from) {
+    if (h.held.blocks > from || from < h.run.begin || from >= h.run.end) return h.held;
+    return {.blocks = h.run.end, .near_blocks = h.run.near_end};
   }
-  uint32_t Uncached(WorkerIndex i) const { return request_.prompt_tokens - Held(i) * layout_.block_tokens; }
 
-  bool Excluded(WorkerIndex i) const {
+  bool Excluded(const Seated& s) const {
     const auto& ex = request_.exclude_workers;
-    return std::find(ex.begin(), ex.end(), view_.worker(i)->address.worker_id) != ex.end();
+    return !ex.empty() && std::find(ex.begin(), ex.end(), s.w->address.worker_id) != ex.end();
   }
-  bool Usable(WorkerIndex i) const {
-    const Worker* w = view_.worker(i);
-    return w != nullptr && w->ready() && !Excluded(i);
-  }
-  bool Fits(WorkerIndex i, uint32_t blocks) const { return view_.worker(i)->load.slots_total >= blocks; }
-  uint64_t FreeBlocks(WorkerIndex i) const {
-    const uint64_t free = view_.worker(i)->load.slots_free;
-    return free - std::min(free, demand_[i].blocks);
-  }
-  // Whether the last report of worker i was made after the booked request reached it.
-  bool Reported(const Booking& b, WorkerIndex i) const {
-    return b.placed_at + options_.settle <= view_.worker(i)->reported_at;
-  }
-
-  void SumDemand() {
-    demand_.resize(view_.size());
-    for (WorkerIndex i = 0; i < view_.size(); ++i)
-      if (const Worker* w = view_.worker(i)) demand_[i].requests = w->load.running + w->load.waiting;
-    for (const auto& [id, b] : view_.bookings()) {
-      demand_[b.decode].decoding.push_back(&b);
-      if (!Reported(b, b.decode)) {
-        demand_[b.decode].blocks += b.decode_blocks;
-        ++demand_[b.decode].requests;
-      }
-      if (b.decode_began_at) continue;
-      if (b.holder) ++demand_[*b.holder].outgoing_fetches;
-      if (Reported(b, b.prefill)) continue;
-      demand_[b.prefill].prefill_seconds += b.prefill_seconds;
-      if (b.local()) continue;
-      demand_[b.prefill].blocks += b.prefill_blocks;
-      ++demand_[b.prefill].requests;
-    }
-  }
+  bool Usable(const Seated& s) const { return s.w->ready() && !Excluded(s); }
+  static bool Fits(const Seated& s, uint32_t blocks) { return s.w->load.slots_total >= blocks; }
 
   // The worker with the longest prefix, and the one with the longest in its host tier; of several, the one
   // that feeds the fewest. A draining worker still serves fetches, and a store does nothing else.
   void FindHolders() {
-    std::optional<WorkerIndex> near, any;
-    for (WorkerIndex i = 0; i < view_.size(); ++i) {
-      if (view_.worker(i) == nullptr || held_[i].blocks == 0 || Excluded(i)) continue;
-      if (Near(i) > 0 && (!near || HolderRank(i, Near(i)) < HolderRank(*near, Near(*near)))) near = i;
-      if (!any || HolderRank(i, Held(i)) < HolderRank(*any, Held(*any))) any = i;
+    if (!options_.peer_fetch) return;
+    const Seated *near = nullptr, *any = nullptr, *beyond = nullptr;
+    for (const Seated& s : seats_) {
+      if ((s.held.blocks == 0 && s.run.end == 0) || Excluded(s)) continue;
+      if (s.held.near_blocks > 0 &&
+          (near == nullptr || HolderRank(s, s.held.near_blocks) < HolderRank(*near, near->held.near_blocks)))
+        near = &s;
+      if (s.held.blocks > 0 &&
+          (any == nullptr || HolderRank(s, s.held.blocks) < HolderRank(*any, any->held.blocks)))
+        any = &s;
+      // And who goes on where others end.
+      if (s.run.end > 0 &&
+          (beyond == nullptr || HolderRank(s, s.run.end) < HolderRank(*beyond, beyond->run.end)))
+        beyond = &s;
     }
-    if (near) holders_.push_back(*near);
-    if (any && any != near && (!near || Held(*any) > Near(*near))) holders_.push_back(*any);
-    // And who goes on where others end.
-    std::optional<WorkerIndex> beyond;
-    const auto end = [&](WorkerIndex i) { return std::min(runs_[i].end, ReusableMax()); };
-    for (WorkerIndex i = 0; i < view_.size(); ++i) {
-      if (view_.worker(i) == nullptr || end(i) == 0 || Excluded(i)) continue;
-      if (!beyond || HolderRank(i, end(i)) < HolderRank(*beyond, end(*beyond))) beyond = i;
-    }
-    if (beyond && std::find(holders_.begin(), holders_.end(), *beyond) == holders_.end())
-      holders_.push_back(*beyond);
+    if (near != nullptr) holders_.push_back(near);
+    if (any != nullptr && any != near && (near == nullptr || any->held.blocks > near->held.near_blocks))
+      holders_.push_back(any);
+    if (beyond != nullptr && std::find(holders_.begin(), holders_.end(), beyond) == holders_.end())
+      holders_.push_back(beyond);
   }
-  double ComputeSeconds(WorkerIndex i, uint32_t cached_blocks) const {
-    const Worker& w = *view_.worker(i);
+
+  // ---- predictions
+
+  double ComputeSeconds(const Seated& s, uint32_t cached_blocks) const {
+    const Worker& w = *s.w;
     const uint64_t cached = uint64_t{cached_blocks} * layout_.block_tokens;
     const uint64_t fresh = request_.prompt_tokens - cached;
     double seconds = w.latency.PrefillSeconds(fresh, cached);
@@ -190,29 +348,38 @@ class Evaluator {
     return seconds;
   }
 
-  PrefillOption Prefill(WorkerIndex i) const {
-    const Worker& w = *view_.worker(i);
-    PrefillOption p{.worker = i, .near_blocks = Near(i), .held_blocks = Near(i), .cached_blocks = Near(i)};
-    p.load = demand_[i].requests;
+  // With what is in its host tier alone.
+  PrefillOption PrefillFromHost(const Seated& s) const {
+    const uint32_t near = s.held.near_blocks;
+    PrefillOption p{.worker = s.index, .near_blocks = near, .held_blocks = near, .cached_blocks = near};
+    p.load = s.w->requests();
     p.blocks_needed = prompt_blocks();
-    p.room = FreeBlocks(i) >= p.blocks_needed;
-    // The reported queue has been worked on since it was reported.
-    const double reported = w.latency.QueueSeconds(w.load.queued_prefill_tokens, w.load.waiting);
-    const double since = absl::ToDoubleSeconds(now_ - w.reported_at);
-    p.queue_seconds = std::max(0.0, reported - std::max(0.0, since)) + demand_[i].prefill_seconds;
-    p.compute_seconds = ComputeSeconds(i, p.held_blocks);
+    p.room = s.w->free_blocks() >= p.blocks_needed;
+    p.queue_seconds = view_.QueueSeconds(*s.w, now_);
+    p.compute_seconds = ComputeSeconds(s, p.held_blocks);
+    return p;
+  }
 
+  // From its own disk, too.
+  PrefillOption WithOwnDisk(const Seated& s, PrefillOption p) const {
+    p.held_blocks = p.cached_blocks = s.held.blocks;
+    p.fetch_seconds = view_.FetchSeconds(*s.w, Bytes(p.near_blocks, s.held.blocks), FetchFrom::kOwnDisk);
+    p.compute_seconds = ComputeSeconds(s, p.cached_blocks);
+    return p;
+  }
+
+  PrefillOption Prefill(const Seated& s) const {
+    const PrefillOption p = PrefillFromHost(s);
     PrefillOption best = p;
     const auto consider = [&](PrefillOption option) {
-      option.compute_seconds = ComputeSeconds(i, option.cached_blocks);
+      option.compute_seconds = ComputeSeconds(s, option.cached_blocks);
       if (option.service_seconds() < best.service_seconds()) best = option;
     };
-    ConsiderHolders(p, consider);
-    if (Held(i) > p.near_blocks) {
-      p.held_blocks = p.cached_blocks = Held(i);
-      p.fetch_seconds = w.latency.FetchSeconds(Bytes(p.near_blocks, Held(i)), FetchFrom::kOwnDisk);
-      consider(p);
-      ConsiderHolders(p, consider);
+    ConsiderHolders(s, p, consider);
+    if (s.held.blocks > p.near_blocks) {
+      const PrefillOption all = WithOwnDisk(s, p);
+      consider(all);
+      ConsiderHolders(s, all, consider);
     }
     return best;
   }
@@ -223,17 +390,17 @@ class Evaluator {
 
   // `p`, and then what each holder has beyond it: of its host tier alone, and of its disk, too.
   template <typename Consider>
-  void ConsiderHolders(const PrefillOption& p, const Consider& consider) const {
-    const LatencyModel& latency = view_.worker(p.worker)->latency;
-    for (const WorkerIndex h : holders_) {
-      const auto [all, near] = HeldFrom(h, p.held_blocks);
-      if (h == p.worker || all <= p.cached_blocks) continue;
+  void ConsiderHolders(const Seated& s, const PrefillOption& p, const Consider& consider) const {
+    const Worker& w = *s.w;
+    for (const Seated* h : holders_) {
+      const auto [all, near] = HeldFrom(*h, p.held_blocks);
+      if (h->index == p.worker || all <= p.cached_blocks) continue;
       // Transfers out of one worker share its link.
-      const double share = 1.0 + demand_[h].outgoing_fetches;
+      const double share = 1.0 + h->w->demand.outgoing_fetches;
       PrefillOption option = p;
-      option.holder = h;
+      option.holder = h->index;
       option.holder_near_blocks = std::max(near, p.held_blocks);
-      option.peer_host_seconds = share * latency.FetchSeconds(Bytes(p.held_blocks, near));
+      option.peer_host_seconds = share * view_.FetchSeconds(w, Bytes(p.held_blocks, near));
       if (near > p.cached_blocks) {
         option.cached_blocks = near;
         option.fetch_seconds = p.fetch_seconds + option.peer_host_seconds;
@@ -242,29 +409,31 @@ class Evaluator {
       if (all > near) {
         option.cached_blocks = all;
         option.peer_disk_seconds =
-            share * latency.FetchSeconds(Bytes(option.holder_near_blocks, all), FetchFrom::kPeerDisk);
+            share * view_.FetchSeconds(w, Bytes(option.holder_near_blocks, all), FetchFrom::kPeerDisk);
         option.fetch_seconds = p.fetch_seconds + option.peer_host_seconds + option.peer_disk_seconds;
         consider(option);
       }
     }
   }
 
-  // The batch of decode worker i at time t, this request included: how long one step takes.
-  double ItlSeconds(WorkerIndex i, absl::Time t) const {
-    const Worker& w = *view_.worker(i);
+  // The batch of a decode worker at time t, this request included: how long one step takes.
+  double ItlSeconds(const Seated& s, absl::Time t) const {
+    const Worker& w = *s.w;
     int64_t batch = int64_t{w.load.running} + w.load.waiting;
     auto context = static_cast<int64_t>(w.load.running_context_tokens);
-    for (const Booking* b : demand_[i].decoding) {
-      const bool counted = b->decode_began_at ? *b->decode_began_at + options_.settle <= w.reported_at
-                                              : b->local() && Reported(*b, i);
-      const bool there =
-          b->decode_began_at ? *b->decode_began_at + DecodeTime(*b, w) > t : b->prefill_ends_at <= t;
-      if (counted && b->decode_began_at && !there) {
+    const double pace =
+        w.latency.DecodeStepSeconds(std::max(w.load.running, 1u), w.load.running_context_tokens);
+    for (const BookingSlot slot : w.decoding) {
+      const Booking& b = view_.booking(slot);
+      const bool counted = b.decode_began_at ? *b.decode_began_at + options_.settle <= w.reported_at
+                                             : b.local() && b.placed_at + options_.settle <= w.reported_at;
+      const bool there = b.decode_began_at ? DecodeEnds(b, pace) > t : b.prefill_ends_at <= t;
+      if (counted && b.decode_began_at && !there) {
         --batch;
-        context -= b->prompt_tokens;
+        context -= b.prompt_tokens;
       } else if (!counted && there) {
         ++batch;
-        context += b->prompt_tokens;
+        context += b.prompt_tokens;
       }
     }
     return w.latency.DecodeStepSeconds(
@@ -272,53 +441,118 @@ class Evaluator {
         static_cast<uint64_t>(std::max<int64_t>(context, 0)) + request_.prompt_tokens);
   }
 
-  // How long a request is expected to decode: the mean of those seen, and never longer than its max_tokens
-  // take at the worker's present pace.
-  absl::Duration DecodeTime(const Booking& b, const Worker& w) const {
-    const double pace =
-        w.latency.DecodeStepSeconds(std::max(w.load.running, 1u), w.load.running_context_tokens);
-    return absl::Seconds(std::min(view_.decode_seconds_mean(), pace * b.output_tokens));
+  // When a request that decodes is expected to end: after the mean of those seen, and never later than its
+  // expected tokens take at the worker's present pace. Who is past that takes what few answers take; who is
+  // past that, too, will be there for as long again as a quarter of it.
+  absl::Time DecodeEnds(const Booking& b, double pace) const {
+    const double mean = b.length_learnt ? pace * b.output_tokens
+                                        : std::min(view_.decode_seconds_mean(), pace * b.output_tokens);
+    const absl::Time expected = *b.decode_began_at + absl::Seconds(mean);
+    if (expected > now_) return expected;
+    const absl::Time late =
+        *b.decode_began_at +
+        absl::Seconds(std::max(mean, b.length_learnt ? pace * b.output_tokens_high : mean));
+    return late > now_ ? late : now_ + absl::Seconds(mean / 4);
   }
 
-  // Prefill p, then decode on worker i.
-  Plan Finish(const PrefillOption& p, WorkerIndex i) const {
+  // Prefill p, then decode on s.
+  Plan Finish(const PrefillOption& p, const Seated& s) const {
     Plan plan;
     plan.prefill = p;
+    plan.credit = Credit(p.worker);
     DecodeOption& d = plan.decode;
-    d.worker = i;
-    d.load = demand_[i].requests;
-    d.blocks_needed = Blocks(uint64_t{request_.prompt_tokens} + output_tokens_);
-    d.room = FreeBlocks(i) >= d.blocks_needed;
-    d.full = FreeBlocks(i) < Blocks(uint64_t{request_.prompt_tokens} + 1);
-    if (p.worker != i) {
-      const LatencyModel& m = view_.worker(i)->latency;
-      const uint64_t blocks = prompt_blocks() - Near(i);
-      d.handoff_seconds = std::max(m.FetchSeconds(layout_.block_bytes()),
-                                   m.FetchSeconds(blocks * layout_.block_bytes()) - p.compute_seconds);
+    d.worker = s.index;
+    d.load = s.w->requests();
+    d.blocks_needed = Blocks(uint64_t{request_.prompt_tokens} + output_tokens_high_);
+    const uint64_t free = s.w->free_blocks();
+    d.room = free >= d.blocks_needed;
+    d.full = free < Blocks(uint64_t{request_.prompt_tokens} + 1);
+    if (p.worker != s.index) {
+      const uint64_t blocks = prompt_blocks() - s.held.near_blocks;
+      d.handoff_seconds =
+          std::max(view_.FetchSeconds(*s.w, layout_.block_bytes()),
+                   view_.FetchSeconds(*s.w, blocks * layout_.block_bytes()) - p.compute_seconds);
     }
-    d.itl_seconds = ItlSeconds(i, now_ + absl::Seconds(plan.ttft_seconds()));
+    d.itl_seconds = ItlSeconds(s, now_ + absl::Seconds(plan.ttft_seconds()));
+    if (options_.admission == AdmissionPolicy::kEarly)
+      d.itl_now_seconds = DecodeStepNow(view_, options_, *s.w, request_.prompt_tokens);
+    const double itl = options_.admission == AdmissionPolicy::kEarly ? d.itl_now_seconds : d.itl_seconds;
+    if (request_.slo_class == SloClass::kBatch && options_.admission != AdmissionPolicy::kNone) {
+      const double left = static_cast<double>(free) - d.blocks_needed;
+      d.gap = itl <= gap_itl_ && p.queue_seconds <= gap_queue_ && d.room &&
+              left >= options_.batch_free_share * s.w->load.slots_total;
+      // It takes nothing from anybody where nobody is: what no worker ever has room for beside others would
+      // be refused for ever.
+      if (p.load == 0 && d.load == 0) d.gap = !d.full && p.room;
+    }
     plan.full = d.full || !p.room;
-    plan.violations =
-        (d.room ? 0 : 1) + (plan.ttft_seconds() > ttft_slo_ ? 1 : 0) + (d.itl_seconds > itl_slo_ ? 1 : 0);
+    plan.violations = (d.room ? 0 : 1) + (plan.ttft_seconds() > ttft_slo_ ? 1 : 0) +
+                      (itl > itl_slo_ ? 1 : 0) + (d.gap ? 0 : 1);
     plan.cost_seconds = plan.ttft_seconds() + output_tokens_ * d.itl_seconds;
     return plan;
+  }
+
+  // ---- the baselines
+
+  // As the policy would prefill: Mooncake's fetches by its rule, the others from what the worker has.
+  PrefillOption PrefillBy(const Seated& s) {
+    if (options_.placement == PlacementPolicy::kMooncake) {
+      if (!mooncake_sought_) {
+        FindHolders();
+        mooncake_sought_ = true;
+      }
+      const double longest = holders_.empty() ? 0 : holders_.front()->held.near_blocks;
+      if (longest > options_.mooncake_threshold * s.held.near_blocks && holders_.front()->index != s.index) {
+        const Seated& h = *holders_.front();
+        PrefillOption p = PrefillFromHost(s);
+        p.holder = h.index;
+        p.holder_near_blocks = p.cached_blocks = h.held.near_blocks;
+        p.fetch_seconds = p.peer_host_seconds =
+            (1.0 + h.w->demand.outgoing_fetches) *
+            view_.FetchSeconds(*s.w, Bytes(p.held_blocks, h.held.near_blocks));
+        p.compute_seconds = ComputeSeconds(s, p.cached_blocks);
+        return p;
+      }
+    }
+    const PrefillOption p = PrefillFromHost(s);
+    if (s.held.blocks <= p.near_blocks) return p;
+    const PrefillOption all = WithOwnDisk(s, p);
+    return all.service_seconds() < p.service_seconds() ? all : p;
+  }
+
+  PolicySeat PolicySeatOf(const Seated& s) {
+    PolicySeat out{.name = s.w->name,
+                   .load = s.w->requests(),
+                   .held_blocks = s.held.blocks,
+                   .near_blocks = s.held.near_blocks};
+    if (options_.placement == PlacementPolicy::kCacheAware)
+      out.cached_blocks = view_.prefixes().blocks(s.index);
+    if (options_.placement == PlacementPolicy::kDynamo) {
+      out.queued_blocks = Blocks(s.w->load.queued_prefill_tokens + s.w->demand.prefill_tokens);
+      out.active_blocks = Blocks(std::max(s.w->load.running_context_tokens, s.w->decoding_tokens));
+    }
+    if (options_.placement == PlacementPolicy::kMooncake) {
+      if (CanPrefill(s.w->role)) out.ttft_seconds = PrefillBy(s).total_seconds();
+      if (CanDecode(s.w->role))
+        out.itl_seconds = DecodeStepNow(view_, options_, *s.w, request_.prompt_tokens);
+    }
+    return out;
   }
 
   absl::Status WhyNone(bool any_decode) const {
     if (any_decode) {
       uint32_t largest = 0;
-      for (WorkerIndex i = 0; i < view_.size(); ++i)
-        if (Usable(i) && CanDecode(view_.worker(i)->role))
-          largest = std::max(largest, view_.worker(i)->load.slots_total);
+      for (const Seated& s : seats_)
+        if (Usable(s) && CanDecode(s.w->role)) largest = std::max(largest, s.w->load.slots_total);
       return absl::InvalidArgumentError(
           "a prompt of " + std::to_string(request_.prompt_tokens) + " tokens needs " +
           std::to_string(Blocks(request_.prompt_tokens + 1)) + " KV blocks; the largest decode worker has " +
           std::to_string(largest) + ". Shorten the prompt or raise kv.host_bytes");
     }
     size_t excluded = 0, draining = 0, lost = 0;
-    for (WorkerIndex i = 0; i < view_.size(); ++i) {
-      const Worker* w = view_.worker(i);
-      if (w == nullptr || !CanDecode(w->role)) continue;
+    for (const Seated& s : seats_) {
+      const Worker* w = s.w;
+      if (!CanDecode(w->role)) continue;
       if (w->state == WorkerState::kLost) {
         ++lost;
       } else if (w->state == WorkerState::kDraining) {
@@ -335,33 +569,62 @@ class Evaluator {
   const ClusterView& view_;
   const SchedulerOptions& options_;
   const PlaceRequest& request_;
+  const PlacementInput& input_;
   const BlockLayout layout_;
   const absl::Time now_;
+  const std::span<const BlockKey> keys_;  // those that a cache could give
   const uint32_t output_tokens_;
+  const uint32_t output_tokens_high_;
   const double ttft_slo_;
   const double itl_slo_;
-  std::vector<HeldPrefix> held_;
-  std::vector<HeldRun> runs_;
-  std::vector<Demand> demand_;
-  std::vector<WorkerIndex> holders_;  // worth a fetch: at most two
+  // Of a batch request: see SchedulerOptions::batch_slo_share.
+  double gap_queue_ = kNever;
+  double gap_itl_ = kNever;
+  std::vector<Seated> seats_;
+  absl::InlinedVector<const Seated*, 4> holders_;  // worth a fetch: at most three
+  bool mooncake_sought_ = false;
 };
+
+absl::Duration EffectiveSlo(const SchedulerOptions& options, const PlaceRequest& request, absl::Duration own,
+                            absl::Duration ClassOptions::*of_class, absl::Duration general) {
+  const absl::Duration by_class = options.classes[static_cast<size_t>(request.slo_class)].*of_class;
+  // Nobody waits for a batch request's tokens: the general objective is not meant for it.
+  if (request.slo_class == SloClass::kBatch) general = absl::ZeroDuration();
+  for (const absl::Duration slo : {own, by_class, general}) {
+    if (slo > absl::ZeroDuration()) return slo;
+  }
+  return absl::InfiniteDuration();
+}
 
 }  // namespace
 
 absl::Duration EffectiveTtftSlo(const SchedulerOptions& options, const PlaceRequest& request) {
-  const absl::Duration slo = request.slo_ttft > absl::ZeroDuration() ? request.slo_ttft : options.slo_ttft;
-  return slo > absl::ZeroDuration() ? slo : absl::InfiniteDuration();
+  return EffectiveSlo(options, request, request.slo_ttft, &ClassOptions::slo_ttft, options.slo_ttft);
 }
 
 absl::Duration EffectiveItlSlo(const SchedulerOptions& options, const PlaceRequest& request) {
-  const absl::Duration slo = request.slo_itl > absl::ZeroDuration() ? request.slo_itl : options.slo_itl;
-  return slo > absl::ZeroDuration() ? slo : absl::InfiniteDuration();
+  return EffectiveSlo(options, request, request.slo_itl, &ClassOptions::slo_itl, options.slo_itl);
+}
+
+double DecodeStepNow(const ClusterView& view, const SchedulerOptions& options, const Worker& w,
+                     uint64_t tokens, const Booking* except) {
+  uint64_t batch = uint64_t{w.load.running} + w.load.waiting;
+  uint64_t context = w.load.running_context_tokens;
+  for (const BookingSlot slot : w.decoding) {
+    const Booking& b = view.booking(slot);
+    if (&b == except || !b.decode_began_at || *b.decode_began_at + options.settle <= w.reported_at) continue;
+    if (b.local() && b.placed_at + options.settle <= w.reported_at) continue;  // it waited, or ran
+    ++batch;
+    context += b.prompt_tokens;
+  }
+  return w.latency.DecodeStepSeconds(batch + 1, context + tokens);
 }
 
 Evaluation Evaluate(const ClusterView& view, const SchedulerOptions& options, const PlaceRequest& request,
-                    absl::Time now) {
+                    const PlacementInput& input, PolicyState& policy, absl::Time now) {
   if (!view.model()) return {.status = absl::UnavailableError("no worker has registered yet")};
-  return Evaluator(view, options, request, now).Run();
+  Evaluator evaluator(view, options, request, input, now);
+  return options.placement == PlacementPolicy::kTidepool ? evaluator.Run() : evaluator.RunPolicy(policy);
 }
 
 }  // namespace tidepool

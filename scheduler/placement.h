@@ -6,7 +6,10 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "scheduler/cluster_view.h"
+#include "scheduler/fair_share.h"
 #include "scheduler/options.h"
+#include "scheduler/placement_policy.h"
+#include "scheduler/predict_len.h"
 #include "scheduler/types.h"
 
 namespace tidepool {
@@ -35,10 +38,12 @@ struct PrefillOption {
 struct DecodeOption {
   WorkerIndex worker = 0;
   double itl_seconds = 0;      // with this request in the batch, when its prefill will have ended
+  double itl_now_seconds = 0;  // if it were in the batch now
   double handoff_seconds = 0;  // what of the KV transfer the prefill does not hide; 0 where local
   uint32_t blocks_needed = 0;  // for the prompt and the expected answer
   bool room = false;           // for blocks_needed, now
   bool full = false;           // not even for the prompt: the worker would refuse
+  bool gap = true;             // a batch request takes nothing from the others there
   uint64_t load = 0;
 };
 
@@ -47,7 +52,8 @@ struct Plan {
   PrefillOption prefill;
   DecodeOption decode;
   bool full = false;        // a worker of it would refuse for lack of blocks
-  int violations = 0;       // of: room for the answer, TTFT, ITL
+  int violations = 0;       // of: room for the answer, TTFT, ITL, a batch request's gap
+  bool credit = true;       // its tenant has some on the prefilling worker
   double cost_seconds = 0;  // predicted time to the end of the answer
 
   bool local() const { return prefill.worker == decode.worker; }
@@ -65,8 +71,15 @@ struct Evaluation {
   std::vector<DecodeOption> decodes;
 };
 
-// Predicts and compares every way of serving `request` (Mooncake's Algorithm 1, arXiv:2407.00079, with the
-// fetch rule as meant: fetch iff it beats recomputing):
+// What a decision needs to know beside the cluster and the request.
+struct PlacementInput {
+  LengthPrediction length;                        // of the answer
+  const FairShare::Deficits* deficits = nullptr;  // of its tenant; null: it has credit everywhere
+  bool all_workers = false;                       // look at every one, however many there are
+};
+
+// Predicts and compares ways of serving `request` (Mooncake's Algorithm 1, arXiv:2407.00079, with the fetch
+// rule as meant: fetch iff it beats recomputing):
 //
 //   TTFT(p) = queue(p) + min over {load what the own disk holds, fetch what another holds in its host tier or
 //             on its disk, recompute it} + compute(p, rest)
@@ -74,12 +87,24 @@ struct Evaluation {
 //   local(d) = the same on d alone, where d may: role both, or at most local_prefill_tokens uncached, or
 //   no prefill worker left
 //
-// and takes what breaks the fewest limits, then what ends first, then the lower load, then the lower id.
-// ITL(d) is for the batch at the time when the prefill will have ended: less the requests that will be done
-// by then, and with those whose prefill will have ended (looking at the load now makes clusters oscillate).
-// Costs O(workers + bookings + prefix holders).
+// and takes what breaks the fewest limits, then where the tenant has credit, then what ends first, then the
+// lower load, then the lower id. ITL(d) is for the batch at the time when the prefill will have ended: less
+// the requests that will be done by then, and with those whose prefill will have ended (looking at the load
+// now makes clusters oscillate).
+//
+// Up to evaluate_all_workers every worker is compared: O(workers + bookings + blocks). Beyond that those that
+// can be the best: holders of the longest prefixes with the shortest queues, the workers with the shortest
+// queues and the quickest steps whatever they hold, and those with most room; more of them where the best of
+// these breaks a limit. About 30 of a thousand; a property test bounds what that costs.
+//
+// With another SchedulerOptions::placement, what placement_policy.h chooses, with the same predictions.
 Evaluation Evaluate(const ClusterView& view, const SchedulerOptions& options, const PlaceRequest& request,
-                    absl::Time now);
+                    const PlacementInput& input, PolicyState& policy, absl::Time now);
+
+// Seconds of a decode step of worker `w` now with one more request of `tokens` in its batch. `except`: of the
+// bookings, this one is not counted.
+double DecodeStepNow(const ClusterView& view, const SchedulerOptions& options, const Worker& w,
+                     uint64_t tokens, const Booking* except = nullptr);
 
 // The SLO in force for the request; InfiniteDuration where there is none.
 absl::Duration EffectiveTtftSlo(const SchedulerOptions& options, const PlaceRequest& request);

@@ -69,7 +69,7 @@ void AddTo(std::vector<CopyOrder>& orders, const WorkerAddress& from, const Work
 }
 
 bool Holds(std::span<const PrefixIndex::Holder> holders, WorkerIndex worker) {
-  return std::any_of(holders.begin(), holders.end(), [&](const auto& h) { return h.worker == worker; });
+  return PrefixIndex::Find(holders, worker) != nullptr;
 }
 
 // The workers that hold all of `keys`: ready ones, and whom to copy from.
@@ -88,10 +88,9 @@ RunHolders HoldersOf(const ClusterView& view, std::span<const BlockKey> keys) {
     bool all = true, near = true;
     for (const BlockKey& key : keys) {
       const auto holders = view.prefixes().Holders(key);
-      const auto it = std::find_if(holders.begin(), holders.end(),
-                                   [&](const auto& h) { return h.worker == last.worker; });
-      all = all && it != holders.end();
-      near = near && it != holders.end() && it->near();
+      const PrefixIndex::Holder* holder = PrefixIndex::Find(holders, last.worker);
+      all = all && holder != nullptr;
+      near = near && holder != nullptr && holder->near();
     }
     if (!all) continue;
     out.all.push_back(last.worker);
@@ -119,13 +118,26 @@ absl::Status NoWorker(std::string_view worker_id) {
 
 ReplicationCore::ReplicationCore(const ReplicationOptions& options) : options_(options) {}
 
-double ReplicationCore::Uses(const Run& run, absl::Time now) const {
-  return run.uses * std::exp2(-absl::FDivDuration(now - run.at, options_.half_life));
+// Instead of making all old uses smaller, a new one is made larger: by 2 for each half life since
+// `counted_from_`. So a use costs one addition. Source: forward decay (Cormode et al., ICDE 2009).
+double ReplicationCore::Weight(absl::Time now) const {
+  return counted_from_ ? std::exp2(absl::FDivDuration(now - *counted_from_, options_.half_life)) : 1;
+}
+
+void ReplicationCore::Rebase(absl::Time now) {
+  constexpr double kWeightMax = 1e100;
+  if (!counted_from_) counted_from_ = now;
+  const double weight = Weight(now);
+  if (weight < kWeightMax) return;
+  for (auto& [key, run] : runs_) run.weight /= weight;
+  counted_from_ = now;
 }
 
 void ReplicationCore::OnPlaced(std::span<const BlockKey> keys, absl::Time now) {
   const size_t n = options_.run_blocks;
   const size_t runs = std::min(keys.size() / n, options_.max_runs_counted);
+  Rebase(now);
+  const double weight = Weight(now);
   for (size_t r = 0; r < runs; ++r) {
     const auto blocks = keys.subspan(r * n, n);
     auto it = runs_.find(blocks.back());
@@ -135,32 +147,30 @@ void ReplicationCore::OnPlaced(std::span<const BlockKey> keys, absl::Time now) {
       it = runs_.emplace(blocks.back(), Run()).first;
       it->second.begin = static_cast<uint32_t>(r * n);
       it->second.keys.assign(blocks.begin(), blocks.end());
-    } else {
-      it->second.uses = Uses(it->second, now);
     }
-    it->second.uses += 1;
-    it->second.at = now;
+    it->second.weight += weight;
   }
 }
 
 void ReplicationCore::Forget(absl::Time now) {
   if (now - forgot_at_ < kForgetInterval) return;
   forgot_at_ = now;
-  absl::erase_if(runs_, [&](const auto& entry) { return Uses(entry.second, now) < kForgetUses; });
+  const double weight = Weight(now);
+  absl::erase_if(runs_, [&](const auto& entry) { return entry.second.weight < kForgetUses * weight; });
   if (runs_.size() < options_.max_runs) return;
   // All in use: those used least make room, so that something new can become hot at all.
   std::vector<double> uses;
   uses.reserve(runs_.size());
-  for (const auto& [key, run] : runs_) uses.push_back(Uses(run, now));
+  for (const auto& [key, run] : runs_) uses.push_back(run.weight);
   const auto cut = uses.begin() + static_cast<ptrdiff_t>(uses.size() / 4);
   std::nth_element(uses.begin(), cut, uses.end());
-  absl::erase_if(runs_, [&, limit = *cut](const auto& entry) { return Uses(entry.second, now) <= limit; });
+  absl::erase_if(runs_, [limit = *cut](const auto& entry) { return entry.second.weight <= limit; });
 }
 
 size_t ReplicationCore::hot_runs(absl::Time now) const {
-  return static_cast<size_t>(std::count_if(runs_.begin(), runs_.end(), [&](const auto& entry) {
-    return Uses(entry.second, now) >= options_.hot_uses;
-  }));
+  const double hot = options_.hot_uses * Weight(now);
+  return static_cast<size_t>(std::count_if(runs_.begin(), runs_.end(),
+                                           [&](const auto& entry) { return entry.second.weight >= hot; }));
 }
 
 uint64_t ReplicationCore::TakeBudget(uint64_t bytes, absl::Time now) {
@@ -190,9 +200,10 @@ std::vector<CopyOrder> ReplicationCore::Step(const ClusterView& view, absl::Time
     }
     return false;
   }();
+  const double weight = Weight(now);
   for (auto& [key, run] : runs_) {
     if (now - run.ordered_at < options_.retry_after || now - run.looked_at < options_.look_again) continue;
-    const double uses = Uses(run, now);
+    const double uses = run.weight / weight;
     if (uses >= options_.hot_uses || (draining && uses >= kForgetUses))
       wanted.push_back({run.begin, uses, &run});
   }
@@ -251,7 +262,7 @@ absl::StatusOr<std::vector<CopyOrder>> ReplicationCore::Evacuation(const Cluster
   // How much each block is used: as its run.
   absl::flat_hash_map<BlockKey, std::tuple<double, uint32_t>> used;  // -uses, position
   for (const auto& [last, run] : runs_) {
-    const double uses = Uses(run, now);
+    const double uses = run.weight / Weight(now);
     if (uses < kForgetUses) continue;
     for (uint32_t i = 0; i < run.keys.size(); ++i) used[run.keys[i]] = {-uses, run.begin + i};
   }
@@ -261,17 +272,15 @@ absl::StatusOr<std::vector<CopyOrder>> ReplicationCore::Evacuation(const Cluster
     bool operator<(const Block& o) const { return std::tie(rank, key) < std::tie(o.rank, o.key); }
   };
   std::vector<Block> blocks;
-  for (const BlockKey& key : view.prefixes().Keys(*leaving)) {
+  view.prefixes().ForEachKey(*leaving, [&](const BlockKey& key) {
     const auto holders = view.prefixes().Holders(key);
     const bool elsewhere = std::any_of(holders.begin(), holders.end(), [&](const auto& h) {
       return h.worker != *leaving && view.worker(h.worker) != nullptr && view.worker(h.worker)->ready();
     });
-    const auto own =
-        std::find_if(holders.begin(), holders.end(), [&](const auto& h) { return h.worker == *leaving; });
-    if (elsewhere || !own->near()) continue;
+    if (elsewhere || !PrefixIndex::Find(holders, *leaving)->near()) return;
     const auto it = used.find(key);
     blocks.push_back({it == used.end() ? std::tuple(0.0, 0u) : it->second, key});
-  }
+  });
   std::sort(blocks.begin(), blocks.end());
   std::vector<CopyOrder> orders;
   for (const Block& block : blocks) {

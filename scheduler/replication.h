@@ -70,20 +70,22 @@ class ReplicationCore {
 
  private:
   struct Run {
-    double uses = 0;  // as of `at`
-    absl::Time at;
+    double weight = 0;  // its uses, times Weight of now
     absl::Time ordered_at = absl::InfinitePast();
     absl::Time looked_at = absl::InfinitePast();  // and found to have holders enough
     uint32_t begin = 0;                           // position of its first block
     std::vector<BlockKey> keys;
   };
 
-  double Uses(const Run& run, absl::Time now) const;
+  // What one use counts now.
+  double Weight(absl::Time now) const;
+  void Rebase(absl::Time now);
   void Forget(absl::Time now);
   uint64_t TakeBudget(uint64_t bytes, absl::Time now);
 
   const ReplicationOptions options_;
   absl::flat_hash_map<BlockKey, Run> runs_;  // by their last block: it names all before it
+  std::optional<absl::Time> counted_from_;
   absl::Time forgot_at_ = absl::InfinitePast();
   double budget_bytes_ = 0;
   std::optional<absl::Time> budget_at_;

@@ -114,15 +114,41 @@ struct ReportResult {
   bool registered = false;  // the worker was unknown, lost, or another process before
 };
 
+// Who yields to whom, and which objectives hold (SchedulerOptions::classes). A batch request is placed only
+// where it takes nothing from the others.
+enum class SloClass : uint8_t { kInteractive, kStandard, kBatch };
+inline constexpr size_t kSloClasses = 3;
+std::string_view SloClassName(SloClass slo_class);
+
 struct PlaceRequest {
   std::string request_id;
   std::vector<BlockKey> keys;  // sealed blocks of the prompt, in order
   uint32_t prompt_tokens = 0;
   uint32_t max_tokens = 0;
-  // Zero: the configured SLO.
+  std::string tenant;  // empty: one more tenant
+  // What kind of request it is (completion, chat, an application's name): how long answers get is learnt for
+  // each (tenant, route). May be empty.
+  std::string route;
+  int32_t priority = 0;  // lower is served first, inside the class
+  SloClass slo_class = SloClass::kStandard;
+  // Zero: the configured SLO of its class.
   absl::Duration slo_ttft;
   absl::Duration slo_itl;
   std::vector<std::string> exclude_workers;
+};
+
+// What is known of a request when it has ended; zero: not known.
+struct FinishInfo {
+  uint32_t output_tokens = 0;
+  double ttft_seconds = 0;
+  double itl_seconds = 0;  // mean
+  // Of the prompt's tokens: where their blocks were.
+  uint32_t cached_host_tokens = 0;    // in the host tier of who prefilled
+  uint32_t cached_remote_tokens = 0;  // in another worker's
+  uint32_t cached_disk_tokens = 0;    // on a disk
+  uint64_t fetched_bytes = 0;
+  bool completed = true;  // false: cancelled or failed; its length teaches nothing
+  bool cut = false;       // at its limit: nor does this
 };
 
 // Prefix blocks [begin, end) are expected on `worker`.
@@ -146,7 +172,7 @@ struct Placement {
 
 struct Rejection {
   std::string reason;     // one sentence a person understands
-  std::string_view kind;  // label: ttft, itl, inflight, memory
+  std::string_view kind;  // label: ttft, itl, inflight, memory, batch
   double ttft_seconds = 0;
   double itl_seconds = 0;
   uint32_t retry_after_seconds = 1;
@@ -174,6 +200,27 @@ struct PlaceResult {
   std::optional<Placement> placement;
   std::optional<Rejection> rejection;
   std::vector<Candidate> candidates;  // Explain only
+};
+
+// What was decided for one request, predicted and measured. Names no token and no text.
+struct RequestRecord {
+  std::string request_id;
+  std::string tenant;
+  SloClass slo_class = SloClass::kStandard;
+  absl::Time placed_at;
+  std::string decode_worker;   // empty where rejected
+  std::string prefill_worker;  // the decode worker where it prefills by itself
+  std::string holder;          // from which a prefix was to be fetched; empty: from none
+  uint32_t prompt_tokens = 0;
+  uint32_t expected_cached_tokens = 0;
+  uint32_t expected_output_tokens = 0;
+  double predicted_ttft_seconds = 0;
+  double predicted_itl_seconds = 0;
+  // open (placed, not ended), done, failed, lost (with its worker, or unheard of for too long), rejected, and
+  // rejected_decode (when its prefill had ended).
+  std::string_view outcome;
+  std::string_view rejection_kind;  // as Rejection's; empty where none
+  FinishInfo actual;                // where done or failed
 };
 
 // Where a block is, and how much of a chain a worker holds.

@@ -162,5 +162,136 @@ TEST(Admission, OverloadAdmitsUpToTheObjectiveThenRejects) {
   EXPECT_LT(admitted, 100);
 }
 
+// ---- policies
+
+SchedulerOptions With(AdmissionPolicy policy) {
+  SchedulerOptions options;
+  options.admission = policy;
+  options.slo_ttft = absl::Seconds(1);
+  options.slo_itl = absl::Milliseconds(30);
+  return options;
+}
+
+TEST(AdmissionPolicies, NoneRefusesOnlyWhatNoWorkerHasMemoryFor) {
+  const auto options = With(AdmissionPolicy::kNone);
+  EXPECT_TRUE(PlaceUnder(options, {.queued_tokens = 1'000'000, .running = 1000}).placement.has_value());
+  EXPECT_EQ(PlaceUnder(options, {.slots_free = 20}).rejection->kind, "memory");
+}
+
+TEST(AdmissionPolicies, AtStageLooksAtEachPoolWhenItIsItsTurn) {
+  const auto options = With(AdmissionPolicy::kAtStage);
+  EXPECT_EQ(PlaceUnder(options, {.queued_tokens = 50'000}).rejection->kind, "ttft");
+  auto core = Cluster(options, {.running = 200});
+  ASSERT_TRUE(core.Place(TestRequest("r", 640), kStart).placement.has_value()) << "decode is judged later";
+  EXPECT_FALSE(core.AdmitDecode("r", kStart + absl::Seconds(1)));
+  EXPECT_EQ(core.inflight(), 0u);
+  EXPECT_EQ(core.FindRequest("r")->outcome, "rejected_decode");
+  EXPECT_FALSE(core.Finish("r", kStart));
+}
+
+TEST(AdmissionPolicies, AtStageAdmitsWhereTheDecodePoolHasDrainedMeanwhile) {
+  auto core = Cluster(With(AdmissionPolicy::kAtStage), {.running = 200});
+  core.Place(TestRequest("r", 640), kStart);
+  auto d = TestReport("d1", Role::kDecode, 2);
+  d.prefilled = {"r"};
+  core.Report(d, kStart + absl::Seconds(1));
+  EXPECT_TRUE(core.AdmitDecode("r", kStart + absl::Seconds(1)));
+  EXPECT_TRUE(core.AdmitDecode("unknown", kStart));
+  EXPECT_EQ(core.inflight(), 1u);
+}
+
+TEST(AdmissionPolicies, OtherPoliciesAdmitEveryDecodeThatTheyPlaced) {
+  for (const auto policy : {AdmissionPolicy::kNone, AdmissionPolicy::kEarly, AdmissionPolicy::kPredicted}) {
+    auto core = Cluster(With(policy), {});
+    core.Place(TestRequest("r", 640), kStart);
+    auto d = TestReport("d1", Role::kDecode, 2);
+    d.load.running = 500;
+    core.Report(d, kStart + absl::Milliseconds(10));
+    EXPECT_TRUE(core.AdmitDecode("r", kStart + absl::Seconds(1)));
+  }
+}
+
+// Ten prompts on their way to the decode worker: early rejection does not see them, prediction does. That is
+// what makes the one oscillate.
+TEST(AdmissionPolicies, PredictionSeesThePrefillsUnderWayAndEarlyDoesNot) {
+  for (const auto policy : {AdmissionPolicy::kEarly, AdmissionPolicy::kPredicted}) {
+    auto options = With(policy);
+    options.slo_ttft = absl::ZeroDuration();
+    options.slo_itl = absl::Milliseconds(18);
+    auto core = Cluster(options, {});
+    int admitted = 0;
+    for (int i = 0; i < 60; ++i) {
+      auto r = TestRequest("r" + std::to_string(i), 640);
+      r.max_tokens = 4096;
+      admitted += core.Place(r, kStart).placement ? 1 : 0;
+    }
+    if (policy == AdmissionPolicy::kEarly) {
+      EXPECT_EQ(admitted, 60);
+    } else {
+      EXPECT_GT(admitted, 3);
+      EXPECT_LT(admitted, 40);
+    }
+  }
+}
+
+TEST(AdmissionPolicies, EarlyJudgesTheLoadNowAlsoWhereItWillBeGone) {
+  auto options = With(AdmissionPolicy::kEarly);
+  EXPECT_EQ(PlaceUnder(options, {.running = 200}).rejection->kind, "itl");
+  EXPECT_TRUE(PlaceUnder(options, {.running = 2}).placement.has_value());
+}
+
+// ---- classes
+
+TEST(AdmissionClasses, EachClassHasItsOwnObjective) {
+  SchedulerOptions options;
+  options.slo_ttft = absl::Seconds(5);
+  options.classes[static_cast<size_t>(SloClass::kInteractive)].slo_ttft = absl::Seconds(1);
+  auto core = Cluster(options, {.queued_tokens = 10'000});  // two seconds
+  auto r = TestRequest("r", 640);
+  EXPECT_TRUE(core.Explain(r, kStart).placement.has_value());
+  r.slo_class = SloClass::kInteractive;
+  EXPECT_EQ(core.Explain(r, kStart).rejection->kind, "ttft");
+  r.slo_ttft = absl::Seconds(20);
+  EXPECT_TRUE(core.Explain(r, kStart).placement.has_value()) << "the request's own goes first";
+}
+
+TEST(AdmissionClasses, BatchGoesIntoGapsOnly) {
+  SchedulerOptions options;
+  options.slo_ttft = absl::Seconds(4);
+  options.slo_itl = absl::Milliseconds(40);
+  const auto judge = [&](SloClass slo_class, const Load& load) -> std::string {
+    auto core = Cluster(options, load);
+    auto r = TestRequest("r", 640);
+    r.slo_class = slo_class;
+    const auto result = core.Place(r, kStart);
+    return result.rejection ? std::string(result.rejection->kind) : "";
+  };
+  EXPECT_EQ(judge(SloClass::kBatch, {}), "");
+  // A queue of 3 s, a step of 36 ms, nine tenths of the memory: others still fit.
+  for (const Load& load :
+       {Load{.queued_tokens = 12'000}, Load{.running = 55}, Load{.running = 1, .slots_free = 900}}) {
+    EXPECT_EQ(judge(SloClass::kStandard, load), "");
+    EXPECT_EQ(judge(SloClass::kBatch, load), "batch");
+  }
+  options.admission = AdmissionPolicy::kNone;
+  EXPECT_EQ(judge(SloClass::kBatch, {.queued_tokens = 12'000}), "");
+}
+
+TEST(AdmissionClasses, BatchIsTakenByAnIdleWorkerHoweverSmallTheGaps) {
+  SchedulerOptions options;
+  options.slo_ttft = absl::Seconds(4);
+  options.slo_itl = absl::Microseconds(1);  // no step is as short
+  const auto judge = [&](const Load& load) -> std::string {
+    auto core = Cluster(options, load);
+    auto r = TestRequest("r", 640);
+    r.slo_class = SloClass::kBatch;
+    const auto result = core.Place(r, kStart);
+    return result.rejection ? std::string(result.rejection->kind) : "";
+  };
+  EXPECT_EQ(judge({}), "");
+  EXPECT_EQ(judge({.slots_free = 100}), "") << "less than is kept free for others";
+  EXPECT_EQ(judge({.running = 1}), "batch");
+}
+
 }  // namespace
 }  // namespace tidepool

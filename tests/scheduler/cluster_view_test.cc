@@ -202,9 +202,9 @@ TEST_F(ClusterViewTest, LossEndsTheBookingsOfTheWorkerAndNoOthers) {
   for (const char* id : {"p1", "d2"})
     Report(TestReport(id, id[0] == 'p' ? Role::kPrefill : Role::kDecode, 2), absl::Seconds(3));
   EXPECT_THAT(view_.Tick(kStart + absl::Seconds(4)), ElementsAre("d1"));
-  EXPECT_FALSE(view_.HasBooking("on-d1"));
-  EXPECT_TRUE(view_.HasBooking("on-d2"));
-  EXPECT_FALSE(view_.bookings().begin()->second.holder.has_value());
+  EXPECT_FALSE(view_.FindBooking("on-d1") != nullptr);
+  EXPECT_TRUE(view_.FindBooking("on-d2") != nullptr);
+  EXPECT_FALSE(view_.FindBooking("on-d2")->holder.has_value());
 }
 
 TEST_F(ClusterViewTest, DecodingRequestOutlivesItsPrefillWorker) {
@@ -215,7 +215,7 @@ TEST_F(ClusterViewTest, DecodingRequestOutlivesItsPrefillWorker) {
   r.prefilled = {"r", "never heard of"};
   Report(r, absl::Seconds(3));
   EXPECT_THAT(view_.Tick(kStart + absl::Seconds(4)), ElementsAre("p1"));
-  EXPECT_TRUE(view_.HasBooking("r"));
+  EXPECT_TRUE(view_.FindBooking("r") != nullptr);
 }
 
 TEST_F(ClusterViewTest, BookingsExpireFinishOnceAndAreReplacedByRetries) {
