@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -33,19 +34,26 @@ struct EngineConfig {
   uint32_t max_step_tokens = 256;  // token budget of one step: bounds how long a prefill holds up decodes
   bool batch_invariant = false;    // results independent of batch size, chunking and threads; slower
   uint32_t max_waiting = 256;      // requests queued in the engine; beyond: RESOURCE_EXHAUSTED
+  std::string order = "vtc";       // between tenants, of those that wait: a name of FairQueue::Order
+  uint32_t max_waiting_per_tenant = 0;  // of max_waiting; 0: no limit of its own
+  uint32_t max_running_per_tenant = 0;  // 0: no limit of its own
 };
 
 // The disk tier of each worker and store.
 struct KvDiskConfig {
   std::string path;                     // absolute; empty: no disk tier
   uint64_t bytes = 10ULL << 30;         // of each worker: a preallocated file
+  uint64_t read_bytes_per_second = 0;   // 0: no limit
   uint64_t write_bytes_per_second = 0;  // 0: no limit but the disk's and the loads' precedence
   uint64_t write_bytes_per_day = 0;     // what the disk's endurance allows; 0: no limit
   // One operation of one block that takes longer switches the tier off until the disk is well again. Above
   // what a busy network disk takes, below what a client would wait.
   absl::Duration slow_op = absl::Milliseconds(800);
   std::string eviction = "lru";  // disks hold what came out of the host tier: its policy has chosen already
-  // Which sealed blocks are stored: always, or frequent (from the second use on: fewer writes, fewer hits).
+  // How blocks are stored: none (as they are), or lossless (fewer bytes; every load pays for decoding).
+  std::string compress = "none";
+  // Which sealed blocks are stored: always, frequent (from the second use on: fewer writes, fewer hits), or
+  // tinylfu (once the disk is full, only what was used more often than what would have to go).
   std::string admission = "always";
 };
 
@@ -64,8 +72,9 @@ struct KvConfig {
   bool lock_memory = false;         // the host tier is never swapped out
   // What leaves the host tier first: a name of kvstore/policy/policy.h, or auto (tried out on the side).
   std::string policy = "turn-aware";
-  uint64_t tenant_quota_bytes = 0;  // of one tenant in the host tier; 0: no limit
-  uint32_t hard_pin_percent = 50;   // of the host tier that hard pins may hold
+  uint64_t tenant_quota_bytes = 0;                // of one tenant in the host tier; 0: no limit
+  std::map<std::string, uint64_t> tenant_quotas;  // of these tenants instead; 0: no limit
+  uint32_t hard_pin_percent = 50;                 // of the host tier that hard pins may hold
   KvDiskConfig disk;
 };
 
@@ -75,7 +84,7 @@ struct TransportConfig {
   // public interface is never chosen by accident. Several, comma-separated, as UCX_NET_DEVICES.
   std::string net_devices = "lo";
   uint32_t port = 0;  // that peers connect to; 0: any free one. A firewall wants a fixed one
-  // UCX_TLS: tcp, rc, ud; shm, posix, sysv, cma take processes of this host over shared memory.
+  // UCX_TLS: tcp, rc, ud; shm (one copy), posix, sysv, cma take processes of this host over shared memory.
   std::string ucx_tls = "tcp,self";
   // PEM files of kind tls: a certificate with its chain, its key, and who signs peers' certificates.
   std::string tls_cert;
@@ -107,10 +116,20 @@ struct SloConfig {
   absl::Duration itl = absl::ZeroDuration();
 };
 
+// Objectives of one class of requests; zero: those of scheduler.slo, and for batch none.
+struct SloClassesConfig {
+  SloConfig standard;
+  SloConfig batch;
+};
+
 struct SchedulerConfig {
   std::string listen = "127.0.0.1:8002";
   std::string metrics_listen = "127.0.0.1:0";
   SloConfig slo;
+  SloClassesConfig classes;
+  std::string placement = "tidepool";   // a name of PlacementPolicy; the others are there to compare with
+  std::string admission = "predicted";  // a name of AdmissionPolicy
+  std::string fairness = "none";        // a name of FairnessPolicy: one tenant needs none
   // Prompts with at most this many uncached tokens are prefilled on the decode worker: the handoff would
   // cost more than it saves.
   uint32_t local_prefill_tokens = 32;
@@ -124,7 +143,10 @@ struct SchedulerConfig {
 
 // `tidepool store`: a node of DRAM and disk that computes nothing. Its tiers are sized by kv, as a worker's.
 struct StoreConfig {
-  std::string id;                              // default: store-HOST-PID
+  std::string id;  // default: store-HOST-PID
+  // Directory of the cluster's model: the store starts before any worker does. Empty: the scheduler's word is
+  // waited for.
+  std::string model;
   std::string listen = "127.0.0.1:0";          // gRPC of the cluster; port 0: any free one
   std::string metrics_listen = "127.0.0.1:0";  // HTTP /metrics, /livez, /readyz
   // What it takes over from the workers by itself, besides what the scheduler and `ctl kv` order: reused
@@ -194,6 +216,9 @@ struct GatewayConfig {
   absl::Duration idle_timeout = absl::Seconds(120);  // keep-alive; above the usual client's 90 s
   absl::Duration slow_client_timeout = absl::Seconds(10);
   uint32_t max_retries = 2;  // of a request whose worker failed
+  // A request that finds no scheduler in a cluster with etcd, or no worker to go on at in the middle of its
+  // answer, asks again for so long: as long as a takeover or the restart of a small worker lasts.
+  absl::Duration placement_wait = absl::Seconds(5);
   // Compiled structured outputs that are kept, of all tenants; one is a few KiB to a few MiB.
   uint64_t grammar_cache_bytes = 64ULL << 20;
   // One JSON line a request: stderr (at log level info), off, or a file, opened again on SIGHUP.
@@ -212,6 +237,18 @@ struct GatewayConfig {
 
 struct ClusterConfig {
   std::string scheduler = "127.0.0.1:8002";
+  // host:port of etcd's members. Then the scheduler that leads is found there and not at `scheduler`, others
+  // stand by, and every process is known there while it lives. Empty: there is one scheduler, and no etcd.
+  std::vector<std::string> etcd;
+  std::string etcd_prefix = "/tidepool";  // of all keys: one for each cluster that shares an etcd
+  std::string etcd_user;                  // empty: etcd asks for none
+  std::string etcd_password;
+  // PEM files. Authority that signed etcd's certificates; empty: etcd is spoken to in plaintext.
+  std::string etcd_ca;
+  std::string etcd_cert, etcd_key;  // ours, where etcd asks clients for one
+  // After so long without a sign of life another scheduler takes over. Shorter than the 5 s that a takeover
+  // may last; etcd gives at least about 2 s.
+  absl::Duration lease = absl::Seconds(3);
   // Shared secret of the cluster's processes, best given as TIDEPOOL_CLUSTER_TOKEN; `serve` draws one.
   // Empty is refused unless every listener is on loopback.
   std::string token;

@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "config/address.h"
+#include "config/yaml_read.h"
 
 namespace tidepool {
 namespace {
@@ -58,6 +59,17 @@ const Field kFields[] = {
     {TP_FIELD(engine.max_waiting), .kind = FieldKind::kCount,
      .help = "requests queued in the engine; beyond it they are refused", .min = 1, .max = 1 << 20,
      .unit = "requests"},
+    {TP_FIELD(engine.order), .kind = FieldKind::kChoice,
+     .help = "which tenant's request begins next: who was given least, arrival, or a known prefix within "
+             "fair shares",
+     .choices = "vtc|fcfs|dlpm"},
+    {TP_FIELD(engine.max_waiting_per_tenant), .kind = FieldKind::kCount,
+     .help =
+         "requests of one tenant queued in the engine; beyond it they are refused; 0: no limit of its own",
+     .min = 0, .max = 1 << 20, .unit = "requests"},
+    {TP_FIELD(engine.max_running_per_tenant), .kind = FieldKind::kCount,
+     .help = "requests of one tenant computed together; its others wait; 0: no limit of its own", .min = 0,
+     .max = 4096, .unit = "requests"},
 
     {TP_FIELD(kv.block_tokens), .kind = FieldKind::kCount,
      .help = "tokens of one KV block: the unit of storage, transfer and reuse", .min = 1, .max = 1024,
@@ -81,6 +93,9 @@ const Field kFields[] = {
      .choices = "turn-aware|lru|lfu|s3-fifo|gdsf|pgdsf|auto"},
     {TP_FIELD(kv.tenant_quota_bytes), .kind = FieldKind::kBytes,
      .help = "what one tenant's blocks may take of the host tier; 0 is no limit", .min = 0, .max = 64 * kTiB},
+    {TP_FIELD(kv.tenant_quotas), .kind = FieldKind::kTenantBytes,
+     .help = "the same for single tenants, TENANT:SIZE,TENANT:SIZE, in tenant_quota_bytes' place", .min = 0,
+     .max = 64 * kTiB},
     {TP_FIELD(kv.hard_pin_percent), .kind = FieldKind::kCount,
      .help = "share of the host tier that hard pins may hold", .min = 0, .max = 90},
     {TP_FIELD(kv.codec), .kind = FieldKind::kChoice,
@@ -91,6 +106,8 @@ const Field kFields[] = {
     {TP_FIELD(kv.disk.bytes), .kind = FieldKind::kBytes,
      .help = "disk tier of one worker: a file of this size is set aside", .min = 1 * kMiB,
      .max = 1024 * kTiB},
+    {TP_FIELD(kv.disk.read_bytes_per_second), .kind = FieldKind::kBytes,
+     .help = "that one worker loads; 0 is as fast as the disk", .min = 0, .max = 64 * kTiB},
     {TP_FIELD(kv.disk.write_bytes_per_second), .kind = FieldKind::kBytes,
      .help = "that one worker stores; 0 is as fast as loads leave room for", .min = 0, .max = 64 * kTiB},
     {TP_FIELD(kv.disk.write_bytes_per_day), .kind = FieldKind::kBytes,
@@ -99,7 +116,10 @@ const Field kFields[] = {
      .help = "an operation that takes longer switches the disk tier off until the disk is well again",
      .min = 10, .max = kMsMinute},
     {TP_FIELD(kv.disk.admission), .kind = FieldKind::kChoice,
-     .help = "which blocks are stored: all, or those that were used twice", .choices = "always|frequent"},
+     .help = "which blocks are stored: all, those that were used twice, or those used more than what must go",
+     .choices = "always|frequent|tinylfu"},
+    {TP_FIELD(kv.disk.compress), .kind = FieldKind::kChoice,
+     .help = "lossless stores blocks in fewer bytes and reads the same ones", .choices = "none|lossless"},
     {TP_FIELD(kv.disk.eviction), .kind = FieldKind::kChoice,
      .help = "which blocks leave the disk first when it is full", .choices = "lru|lfu|s3-fifo|gdsf|pgdsf"},
 
@@ -154,6 +174,26 @@ const Field kFields[] = {
     {TP_FIELD(scheduler.slo.itl), .kind = FieldKind::kDuration,
      .help = "reject at arrival what would wait longer between tokens; 0s is never", .min = 0,
      .max = kMsHour},
+    {TP_FIELD(scheduler.classes.standard.ttft), .kind = FieldKind::kDuration,
+     .help = "scheduler.slo.ttft of standard requests; 0s is the same", .min = 0, .max = kMsDay},
+    {TP_FIELD(scheduler.classes.standard.itl), .kind = FieldKind::kDuration,
+     .help = "scheduler.slo.itl of standard requests; 0s is the same", .min = 0, .max = kMsHour},
+    {TP_FIELD(scheduler.classes.batch.ttft), .kind = FieldKind::kDuration,
+     .help = "first token of batch requests, which scheduler.slo is not meant for; 0s is none", .min = 0,
+     .max = kMsDay},
+    {TP_FIELD(scheduler.classes.batch.itl), .kind = FieldKind::kDuration,
+     .help = "between tokens of batch requests, which scheduler.slo is not meant for; 0s is none", .min = 0,
+     .max = kMsHour},
+    {TP_FIELD(scheduler.placement), .kind = FieldKind::kChoice,
+     .help = "how workers are chosen; anything but tidepool is a baseline to compare with",
+     .choices =
+         "tidepool|random|round-robin|least-loaded|power-of-two|prefix-only|cache-aware|dynamo|mooncake"},
+    {TP_FIELD(scheduler.admission), .kind = FieldKind::kChoice,
+     .help = "what is judged by the objectives at arrival: the load predicted, the load now, or nothing",
+     .choices = "predicted|early|at-stage|none"},
+    {TP_FIELD(scheduler.fairness), .kind = FieldKind::kChoice,
+     .help = "between tenants, in placement: d2lpm gives each its share of every worker",
+     .choices = "none|d2lpm"},
     {TP_FIELD(scheduler.local_prefill_tokens), .kind = FieldKind::kCount,
      .help = "prompts with at most this many uncached tokens are prefilled on the decode worker", .min = 0,
      .max = 1 << 20, .unit = "tokens"},
@@ -168,6 +208,9 @@ const Field kFields[] = {
      .help = "of the copies that the scheduler orders", .min = 1 * kMiB, .max = 64 * kTiB},
 
     {TP_FIELD(store.id), .kind = FieldKind::kText, .help = "default: store-HOST-PID"},
+    {TP_FIELD(store.model), .kind = FieldKind::kText,
+     .help =
+         "directory of the cluster's model, of which no weights are loaded; none is what the scheduler says"},
     {TP_FIELD(store.listen), .kind = FieldKind::kAddress,
      .help = "gRPC of the cluster; port 0 is any free one"},
     {TP_FIELD(store.metrics_listen), .kind = FieldKind::kAddress, .help = "HTTP /metrics, /livez, /readyz"},
@@ -241,6 +284,9 @@ const Field kFields[] = {
      .help = "a client that takes nothing for this long is cancelled", .min = 10, .max = kMsHour},
     {TP_FIELD(gateway.max_retries), .kind = FieldKind::kCount, .help = "of a request whose worker failed",
      .min = 0, .max = 10, .unit = "retries"},
+    {TP_FIELD(gateway.placement_wait), .kind = FieldKind::kDuration,
+     .help = "a request without a scheduler, or a worker to go on at, asks again for so long", .min = 0,
+     .max = kMsHour},
     {TP_FIELD(gateway.grammar_cache_bytes), .kind = FieldKind::kBytes,
      .help = "compiled structured outputs that are kept; the least recently used go first", .min = 16 * kMiB,
      .max = 64 * kGiB},
@@ -265,6 +311,21 @@ const Field kFields[] = {
      .help = "a file is removed so long after it was made", .min = 1000, .max = 3650 * kMsDay},
 
     {TP_FIELD(cluster.scheduler), .kind = FieldKind::kAddress, .help = "where the scheduler is"},
+    {TP_FIELD(cluster.etcd), .kind = FieldKind::kList,
+     .help = "HOST:PORT of etcd's members: the scheduler that leads is found there, others stand by"},
+    {TP_FIELD(cluster.etcd_prefix), .kind = FieldKind::kText,
+     .help = "of all keys in etcd: one for each cluster that shares it"},
+    {TP_FIELD(cluster.etcd_user), .kind = FieldKind::kText, .help = "where etcd asks for one"},
+    {TP_FIELD(cluster.etcd_password), .kind = FieldKind::kText, .help = "of cluster.etcd_user",
+     .secret = true},
+    {TP_FIELD(cluster.etcd_ca), .kind = FieldKind::kText,
+     .help = "PEM file of who signed etcd's certificates; empty is plaintext"},
+    {TP_FIELD(cluster.etcd_cert), .kind = FieldKind::kText,
+     .help = "PEM file of our certificate, where etcd asks clients for one"},
+    {TP_FIELD(cluster.etcd_key), .kind = FieldKind::kText, .help = "PEM file of its key"},
+    {TP_FIELD(cluster.lease), .kind = FieldKind::kDuration,
+     .help = "another scheduler takes over after so long without a sign of life", .min = 1000,
+     .max = 10 * kMsMinute},
     {TP_FIELD(cluster.token), .kind = FieldKind::kText,
      .help = "shared secret of the cluster's processes; `serve` draws one", .secret = true},
     {TP_FIELD(cluster.start_timeout), .kind = FieldKind::kDuration,
@@ -375,6 +436,32 @@ absl::StatusOr<std::vector<ApiKeyConfig>> ParseApiKeys(std::string_view text) {
     keys.push_back({parts[0], parts[1]});
   }
   return keys;
+}
+
+absl::StatusOr<std::map<std::string, uint64_t>> ParseTenantBytes(std::string_view text, const Field& field) {
+  std::map<std::string, uint64_t> out;
+  for (absl::string_view entry : absl::StrSplit(std::string(text), ',', absl::SkipWhitespace())) {
+    const std::vector<std::string> parts =
+        absl::StrSplit(absl::StripAsciiWhitespace(entry), absl::MaxSplits(':', 1));
+    const std::string tenant(absl::StripAsciiWhitespace(parts[0]));
+    if (parts.size() != 2) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("entry ", out.size() + 1, " has no size; write TENANT:256MiB,TENANT:1GiB"));
+    }
+    if (const std::string problem = TenantNameProblem(tenant); !problem.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat("tenant ", Quote(tenant), " ", problem));
+    }
+    const std::string size(absl::StripAsciiWhitespace(parts[1]));
+    auto bytes = ParseBytes(size);
+    if (bytes.ok() && (*bytes < field.min || *bytes > field.max)) {
+      bytes = RangeError(size, FormatBytes(field.min), FormatBytes(field.max), "");
+    }
+    if (!bytes.ok()) return Annotate(bytes.status(), absl::StrCat("of tenant ", Quote(tenant)));
+    if (!out.emplace(tenant, *bytes).second) {
+      return absl::InvalidArgumentError(absl::StrCat("gives tenant ", Quote(tenant), " twice; remove one"));
+    }
+  }
+  return out;
 }
 
 absl::StatusOr<std::vector<std::string>> ParseList(std::string_view text) {
@@ -515,6 +602,11 @@ absl::Status SetField(const Field& field, std::string_view text, Config& config)
       *std::get<std::vector<ApiKeyConfig>*>(target) = std::move(keys);
       return absl::OkStatus();
     }
+    case FieldKind::kTenantBytes: {
+      TP_ASSIGN_OR_RETURN(auto bytes, ParseTenantBytes(text, field));
+      *std::get<std::map<std::string, uint64_t>*>(target) = std::move(bytes);
+      return absl::OkStatus();
+    }
   }
   return absl::InternalError("a field without a kind");
 }
@@ -544,6 +636,11 @@ std::string FormatField(const Field& field, const Config& config) {
       return absl::StrJoin(*std::get<std::vector<ApiKeyConfig>*>(value), ",",
                            [](std::string* out, const ApiKeyConfig& key) {
                              absl::StrAppend(out, key.key_sha256, ":", key.tenant);
+                           });
+    case FieldKind::kTenantBytes:
+      return absl::StrJoin(*std::get<std::map<std::string, uint64_t>*>(value), ",",
+                           [](std::string* out, const auto& entry) {
+                             absl::StrAppend(out, entry.first, ":", FormatBytes(entry.second));
                            });
   }
   return "";

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -12,19 +13,21 @@
 
 namespace tidepool {
 
-using FieldPtr = std::variant<std::string*, uint32_t*, uint64_t*, bool*, absl::Duration*,
-                              std::vector<std::string>*, std::vector<ApiKeyConfig>*>;
+using FieldPtr =
+    std::variant<std::string*, uint32_t*, uint64_t*, bool*, absl::Duration*, std::vector<std::string>*,
+                 std::vector<ApiKeyConfig>*, std::map<std::string, uint64_t>*>;
 
 enum class FieldKind {
   kText,
-  kChoice,    // one of `choices`
-  kAddress,   // HOST:PORT
-  kCount,     // whole number in [min, max]
-  kBytes,     // 256MiB; in [min, max] bytes
-  kDuration,  // 30s, 500ms, 2m; in [min, max] milliseconds
-  kBool,      // true, false
-  kList,      // in YAML a list of words; as text WORD,WORD
-  kApiKeys,   // in YAML a list of {key_sha256, tenant}; as text SHA256:TENANT,SHA256:TENANT
+  kChoice,       // one of `choices`
+  kAddress,      // HOST:PORT
+  kCount,        // whole number in [min, max]
+  kBytes,        // 256MiB; in [min, max] bytes
+  kDuration,     // 30s, 500ms, 2m; in [min, max] milliseconds
+  kBool,         // true, false
+  kList,         // in YAML a list of words; as text WORD,WORD
+  kApiKeys,      // in YAML a list of {key_sha256, tenant}; as text SHA256:TENANT,SHA256:TENANT
+  kTenantBytes,  // in YAML {TENANT: 256MiB}; as text TENANT:256MiB,TENANT:1GiB; each in [min, max] bytes
 };
 
 // Field: one configurable value. YAML key, environment variable, flag, help, limits and formatting all

@@ -91,6 +91,8 @@ class YamlReader {
       }
     } else if (field.kind == FieldKind::kList && node.IsSequence()) {
       status = ReadList(node, field);
+    } else if (field.kind == FieldKind::kTenantBytes && node.IsMap()) {
+      status = ReadTenantBytes(node, field);
     } else if (!node.IsScalar()) {
       Problem(node.IsNull() ? key : node, field.path,
               node.IsNull() ? "has no value; give one or remove the line" : "must be a single value");
@@ -114,6 +116,22 @@ class YamlReader {
       words.push_back(entry.Scalar());
     }
     return SetField(field, absl::StrJoin(words, ","), out_.config);
+  }
+
+  absl::Status ReadTenantBytes(const YAML::Node& node, const Field& field) {
+    std::vector<std::string> entries;
+    for (const auto& entry : node) {
+      if (!entry.first.IsScalar() || !entry.second.IsScalar()) {
+        return absl::InvalidArgumentError("must hold TENANT: SIZE, as in {team-a: 256MiB}");
+      }
+      // As text these would part it.
+      if (entry.first.Scalar().find_first_of(",:") != std::string::npos ||
+          entry.second.Scalar().find(',') != std::string::npos) {
+        return absl::InvalidArgumentError("names tenants without ',' and ':', and a size of each");
+      }
+      entries.push_back(absl::StrCat(entry.first.Scalar(), ":", entry.second.Scalar()));
+    }
+    return SetField(field, absl::StrJoin(entries, ","), out_.config);
   }
 
   // Problems inside the list carry their own line; the status is then non-OK with an empty message.

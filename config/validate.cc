@@ -57,6 +57,7 @@ class Validator {
     Model();
     Listeners();
     Token();
+    Etcd();
     Gateway();
     Ids();
     Limits();
@@ -120,6 +121,59 @@ class Validator {
             absl::StrCat("is empty while ", std::string(listener.path), " (", listener.address,
                          ") can be reached from outside; set TIDEPOOL_CLUSTER_TOKEN or listen on loopback"));
         return;
+      }
+    }
+  }
+
+  void Etcd() {
+    const ClusterConfig& c = c_.cluster;
+    for (const std::string& endpoint : c.etcd) {
+      const auto address = ParseHostPort(endpoint);
+      if (!address.ok()) {
+        Problem("cluster.etcd", std::string(address.status().message()));
+      } else if (address->port == 0) {
+        Problem("cluster.etcd", absl::StrCat(endpoint, ": port 0 is no peer's; etcd's own is 2379"));
+      }
+    }
+    if (!c.etcd.empty() && role_ == ConfigRole::kServe) {
+      Problem("cluster.etcd",
+              "is for roles that are started by themselves; `serve` needs no etcd: leave it empty");
+    }
+    // What others are told in etcd is where it listens.
+    for (const auto& [role, path, listen] :
+         {std::tuple{ConfigRole::kScheduler, "scheduler.listen", c_.scheduler.listen},
+          std::tuple{ConfigRole::kWorker, "worker.listen", c_.worker.listen},
+          std::tuple{ConfigRole::kStore, "store.listen", c_.store.listen}}) {
+      const auto address = ParseHostPort(listen);
+      if (c.etcd.empty() || role_ != role || !address.ok()) continue;
+      if (address->host == "0.0.0.0" || address->host == "::") {
+        Problem(path, absl::StrCat(listen,
+                                   " is no address that others can reach; with cluster.etcd it is what they "
+                                   "are told: give this machine's own"));
+      }
+    }
+    if (c.etcd_prefix.empty() || c.etcd_prefix.back() == '\xff') {
+      Problem("cluster.etcd_prefix", "is empty or no text; /tidepool is one");
+    }
+    if (c.etcd_user.empty() != c.etcd_password.empty()) {
+      Problem(c.etcd_user.empty() ? "cluster.etcd_user" : "cluster.etcd_password",
+              "is empty; a user needs its password");
+    }
+    if (c.etcd_cert.empty() != c.etcd_key.empty()) {
+      Problem(c.etcd_cert.empty() ? "cluster.etcd_cert" : "cluster.etcd_key",
+              "is empty; TLS needs the certificate and its key");
+    }
+    if (!c.etcd_cert.empty() && c.etcd_ca.empty()) {
+      Problem("cluster.etcd_ca",
+              "is empty; without it etcd is spoken to in plaintext, and etcd_cert is of no use");
+    }
+    if (!c.etcd_user.empty() && c.etcd_ca.empty()) {
+      for (const std::string& endpoint : c.etcd) {
+        const auto address = ParseHostPort(endpoint);
+        if (!address.ok() || address->IsLoopback()) continue;
+        Problem("cluster.etcd_ca",
+                absl::StrCat("is empty; the password would go to ", endpoint, " in plaintext"));
+        break;
       }
     }
   }
@@ -236,6 +290,13 @@ class Validator {
                                                absl::FormatDuration(c_.transport.fetch_timeout * 1.25),
                                                " or lower transport.fetch_timeout"));
       }
+    }
+    if ((role_ == ConfigRole::kServe || role_ == ConfigRole::kScheduler) &&
+        c_.scheduler.admission == "at-stage") {
+      Problem(
+          "scheduler.admission",
+          "at-stage is a baseline of `tidepool simulate`: workers ask nobody when a prefill has ended; take "
+          "predicted, early or none");
     }
     if (role_ == ConfigRole::kServe && c_.scheduler.worker_timeout < 3 * c_.worker.report_interval) {
       Problem(

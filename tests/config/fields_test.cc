@@ -111,6 +111,28 @@ TEST(FieldsTest, ApiKeysReadBackFromText) {
   EXPECT_EQ(FormatField(Get("gateway.api_keys"), config), "aa:team-a,bb:team-b");
 }
 
+TEST(FieldsTest, TenantQuotasReadBackFromText) {
+  Config config;
+  const Field& field = Get("kv.tenant_quotas");
+  ASSERT_TRUE(SetField(field, "team-a:2GiB, team-b: 512MiB,free:0", config).ok());
+  EXPECT_EQ(config.kv.tenant_quotas,
+            (std::map<std::string, uint64_t>{{"team-a", 2ULL << 30}, {"team-b", 512ULL << 20}, {"free", 0}}));
+  EXPECT_EQ(FormatField(field, config), "free:0B,team-a:2GiB,team-b:512MiB");
+  Config again;
+  ASSERT_TRUE(SetField(field, FormatField(field, config), again).ok());
+  EXPECT_EQ(again.kv.tenant_quotas, config.kv.tenant_quotas);
+  for (const auto& [text, why] :
+       std::map<std::string, std::string>{{"team-a", "entry 1 has no size"},
+                                          {"team-a:much", "of tenant 'team-a': 'much' is not a size"},
+                                          {"team-a:65TiB", "out of range"},
+                                          {":1GiB", "1 to 64 characters"},
+                                          {"team-a:1GiB,team-a:2GiB", "gives tenant 'team-a' twice"}}) {
+    const absl::Status status = SetField(field, text, config);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why)) << text;
+  }
+  EXPECT_EQ(again.kv.tenant_quotas, config.kv.tenant_quotas) << "unchanged by errors";
+}
+
 TEST(FieldsTest, SecretsAreNotDisplayed) {
   Config config;
   EXPECT_EQ(DisplayField(Get("cluster.token"), config), "(empty)");

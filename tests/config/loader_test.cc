@@ -103,6 +103,17 @@ TEST(LoaderTest, BrokenYamlNamesThePlace) {
   EXPECT_THAT(Problems(std::string(100000, '[')), StartsWith("t.yaml:"));
 }
 
+TEST(LoaderTest, ReadsTenantQuotas) {
+  const auto loaded = LoadConfigText("kv:\n  tenant_quotas:\n    team-a: 2GiB\n    b: 0\n", "t.yaml");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->config.kv.tenant_quotas,
+            (std::map<std::string, uint64_t>{{"b", 0}, {"team-a", 2ULL << 30}}));
+  EXPECT_THAT(Problems("kv:\n  tenant_quotas:\n    a: [1]\n"),
+              HasSubstr("kv.tenant_quotas must hold TENANT: SIZE"));
+  EXPECT_THAT(Problems("kv: {tenant_quotas: {a: lots}}\n"), HasSubstr("'lots' is not a size"));
+  EXPECT_THAT(Problems("kv: {tenant_quotas: {'a:b': 1GiB}}\n"), HasSubstr("without ',' and ':'"));
+}
+
 TEST(LoaderTest, ReadsApiKeys) {
   const auto loaded = LoadConfigText("gateway:\n  api_keys:\n    - {key_sha256: aa, tenant: t}\n", "t.yaml");
   ASSERT_TRUE(loaded.ok()) << loaded.status();

@@ -35,6 +35,26 @@ TEST(ValidateTest, AShortTokenIsRefused) {
               HasSubstr("cluster.token (t.yaml:1): has 6"));
 }
 
+TEST(ValidateTest, EtcdIsAskedAsItCanBe) {
+  const auto problems = [](const std::string& cluster, ConfigRole role = ConfigRole::kScheduler,
+                           const std::string& more = "") {
+    return Problems("cluster: {token: 0123456789abcdef, " + cluster + "}\n" + more, role);
+  };
+  EXPECT_EQ(problems("etcd: [10.0.0.1:2379, 10.0.0.2:2379]"), "");
+  EXPECT_THAT(problems("etcd: [10.0.0.1]"), HasSubstr("cluster.etcd (t.yaml:1)"));
+  EXPECT_THAT(problems("etcd: ['10.0.0.1:0']"), HasSubstr("port 0"));
+  EXPECT_THAT(problems("etcd: [a:1]", ConfigRole::kServe), HasSubstr("`serve` needs no etcd"));
+  EXPECT_THAT(problems("etcd_user: me"), HasSubstr("cluster.etcd_password (default): is empty"));
+  EXPECT_THAT(problems("etcd: [10.0.0.1:1], etcd_user: me, etcd_password: secret"),
+              HasSubstr("in plaintext"));
+  EXPECT_EQ(problems("etcd: [127.0.0.1:1], etcd_user: me, etcd_password: secret"), "");
+  EXPECT_THAT(problems("etcd_cert: c"), HasSubstr("cluster.etcd_key (default): is empty"));
+  EXPECT_THAT(problems("etcd_cert: c, etcd_key: k"), HasSubstr("cluster.etcd_ca (default): is empty"));
+  EXPECT_THAT(problems("etcd_prefix: ''"), HasSubstr("cluster.etcd_prefix"));
+  EXPECT_THAT(problems("etcd: [a:1]", ConfigRole::kScheduler, "scheduler: {listen: '0.0.0.0:8002'}\n"),
+              HasSubstr("scheduler.listen (t.yaml:2): 0.0.0.0:8002 is no address"));
+}
+
 TEST(ValidateTest, TlsBetweenWorkersNeedsItsThreeFiles) {
   const std::string model = "model: {path: /m}\n";
   EXPECT_THAT(Problems(model + "transport: {kind: tls, tls_cert: a, tls_key: b}\n", ConfigRole::kWorker),
@@ -127,6 +147,14 @@ TEST(ValidateTest, TlsAndOriginsAreWhole) {
                            ", tenant: t}]}\n",
                        ConfigRole::kServe),
               HasSubstr("are both given"));
+}
+
+TEST(ValidateTest, AdmissionAtStageIsForTheSimulatorAlone) {
+  const std::string yaml = "scheduler: {admission: at-stage}\n";
+  for (const auto role : {ConfigRole::kServe, ConfigRole::kScheduler}) {
+    EXPECT_THAT(Problems(yaml, role), HasSubstr("scheduler.admission (t.yaml:1): at-stage"));
+    EXPECT_EQ(Problems("scheduler: {admission: early, placement: mooncake, fairness: d2lpm}\n", role), "");
+  }
 }
 
 TEST(ValidateTest, LimitsThatContradictEachOtherAreRefused) {
