@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cstdint>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -18,6 +19,10 @@ namespace tidepool {
 
 // Metadata that carries the shared secret of the cluster's processes.
 inline constexpr char kClusterTokenHeader[] = "x-tidepool-cluster-token";
+
+// What processes of one cluster have to agree on beside the model: raised where an older version would
+// misread a message of server/ or transport/. Compared when a worker registers.
+inline constexpr uint32_t kClusterProtocol = 1;
 
 // ChannelCache: one channel an address, connected lazily and kept. Thread-safe.
 class ChannelCache {
