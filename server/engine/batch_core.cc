@@ -2,28 +2,59 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
+#include <utility>
 
 #include "base/status.h"
 
 namespace tidepool {
 
-BatchCore::BatchCore(const Options& options) : options_(options) {
+namespace {
+
+// A token of an answer takes a place in a step of its own; what VTC's authors take.
+constexpr double kOutputWeight = 2;
+
+// Online sequences are of the first class, so that who has waited for long is not above those who came later:
+// among them, the queue's order decides.
+constexpr SloClass kOnline = SloClass::kInteractive;
+
+FairQueue::Options QueueOptions(const BatchCore::Options& o) {
+  FairQueue::Options q;
+  q.order = o.order;
+  q.output_weight = kOutputWeight;
+  q.aging = o.aging;
+  q.batch_rises = false;
+  q.max_waiting = q.max_waiting_per_tenant = std::numeric_limits<size_t>::max();
+  q.max_running_per_tenant =
+      o.max_running_per_tenant == 0 ? std::numeric_limits<size_t>::max() : o.max_running_per_tenant;
+  return q;
+}
+
+}  // namespace
+
+BatchCore::BatchCore(const Options& options) : options_(options), queue_(QueueOptions(options)) {
   TP_CHECK(options_.max_batch >= 1 && options_.max_step_tokens >= options_.max_batch);
   plan_.reserve(options_.max_batch);
 }
 
-void BatchCore::Add(uint64_t id, uint32_t context, uint32_t pending, bool prefilled, int32_t priority,
-                    bool batch_class) {
-  TP_CHECK(pending >= 1 && (!prefilled || pending == 1));
+void BatchCore::Add(const NewSequence& n, absl::Time now) {
+  TP_CHECK(n.pending >= 1 && (!n.prefilled || n.pending == 1));
+  now_ = now;
   Sequence s;
-  s.rank = {.batch_class = batch_class, .minus_priority = -int64_t{priority}, .arrival = next_arrival_++};
-  s.context = context;
-  s.pending = pending;
-  s.decoding = prefilled;
-  TP_CHECK(sequences_.emplace(id, s).second);
-  if (batch_class) ++batch_class_;
-  prefills_.emplace(s.rank, id);
-  if (!prefilled) queued_prefill_ += pending;
+  s.rank = {.batch_class = n.batch_class, .minus_priority = -int64_t{n.priority}, .begun = 0};
+  s.context = n.context;
+  s.pending = n.pending;
+  s.decoding = n.prefilled;
+  TP_CHECK(sequences_.emplace(n.id, s).second);
+  if (n.batch_class) ++batch_class_;
+  if (!n.prefilled) queued_prefill_ += n.pending;
+  FairQueue::Item item{.id = n.id, .tenant = std::string(n.tenant)};
+  item.slo_class = n.batch_class ? SloClass::kBatch : kOnline;
+  item.priority =
+      static_cast<int32_t>(std::min<int64_t>(s.rank.minus_priority, std::numeric_limits<int32_t>::max()));
+  item.prompt_tokens = n.prefilled ? n.pending : n.context + n.pending;
+  item.cached_tokens = n.prefilled ? 0 : n.context;
+  TP_CHECK(queue_.Push(std::move(item), now).ok());
 }
 
 void BatchCore::Continue(uint64_t id) {
@@ -33,13 +64,21 @@ void BatchCore::Continue(uint64_t id) {
   TP_CHECK(s.running && s.pending == 0);
   s.pending = 1;
   s.decoding = true;
+  queue_.OnOutput(id, ++s.outputs);
   decodes_.try_emplace(s.rank, id);  // there already, but for the first time: nothing is allocated per token
+}
+
+void BatchCore::CountOutput(uint64_t id, uint32_t tokens) {
+  auto it = sequences_.find(id);
+  TP_CHECK(it != sequences_.end());
+  queue_.OnOutput(id, it->second.outputs += tokens);
 }
 
 void BatchCore::Remove(uint64_t id) {
   auto it = sequences_.find(id);
   if (it == sequences_.end()) return;
   const Sequence& s = it->second;
+  queue_.Remove(id, now_, s.decoding ? 0 : s.pending);
   prefills_.erase(s.rank);
   decodes_.erase(s.rank);
   if (!s.decoding) queued_prefill_ -= s.pending;
@@ -112,14 +151,45 @@ bool BatchCore::MakePlace() {
   return false;
 }
 
+bool BatchCore::IsOf(Ranked::iterator it, bool batch_class) const {
+  return it != prefills_.end() && it->first.batch_class == batch_class;
+}
+
+const FairQueue::Item* BatchCore::NextToBegin(bool batch_class, Ranked::iterator begun) {
+  if (queue_.waiting() == 0) return nullptr;
+  // It looks at all that wait: not where there is no place.
+  if (running_ >= options_.max_batch && (batch_class || running_batch_class_ == 0)) return nullptr;
+  const FairQueue::Item* const next = queue_.Peek(now_);
+  if (next == nullptr || (next->slo_class == SloClass::kBatch) != batch_class) return nullptr;
+  if (IsOf(begun, batch_class) && sequences_.at(next->id).rank.minus_priority >= begun->first.minus_priority)
+    return nullptr;
+  return next;
+}
+
 void BatchCore::TakePrefills(bool batch_class, uint32_t& budget) {
-  for (auto it = Begin(prefills_, batch_class); it != End(prefills_, batch_class) && budget > 0;) {
-    Sequence& s = sequences_.at(it->second);
-    if (!s.running && !(batch_class ? running_ < options_.max_batch : MakePlace())) {
-      // No place for a new one; one that has begun may still be further down.
+  auto it = Begin(prefills_, batch_class);
+  bool places = true;  // for new ones
+  while (budget > 0) {
+    // Who has lost its place, and finds none, waits on; one that has a place may still be further down.
+    while (IsOf(it, batch_class) && running_ >= options_.max_batch && !sequences_.at(it->second).running)
       ++it;
+    if (const FairQueue::Item* next = places ? NextToBegin(batch_class, it) : nullptr; next != nullptr) {
+      const uint64_t id = next->id;
+      if (!batch_class && !MakePlace()) {
+        places = false;
+        continue;
+      }
+      queue_.Begin(id, now_);
+      Sequence& s = sequences_.at(id);
+      s.rank.begun = ++begun_;
+      const uint32_t tokens = std::min(budget, s.pending);
+      Take(id, s, tokens);
+      budget -= tokens;
+      if (s.pending > 0) prefills_.emplace(s.rank, id);
       continue;
     }
+    if (!IsOf(it, batch_class)) return;
+    Sequence& s = sequences_.at(it->second);
     const uint32_t tokens = std::min(budget, s.pending);
     Take(it->second, s, tokens);
     budget -= tokens;
@@ -127,7 +197,8 @@ void BatchCore::TakePrefills(bool batch_class, uint32_t& budget) {
   }
 }
 
-const std::vector<PlanItem>& BatchCore::Step() {
+const std::vector<PlanItem>& BatchCore::Step(absl::Time now) {
+  now_ = now;
   plan_.clear();
   uint32_t budget = options_.max_step_tokens;
   for (const bool batch_class : {false, true}) {

@@ -47,7 +47,10 @@ struct Engine::Impl {
   explicit Impl(Options o)
       : options(std::move(o)),
         probe(*options.metrics, options.role),
-        core({.max_batch = options.config.max_batch, .max_step_tokens = options.config.max_step_tokens}),
+        core({.max_batch = options.config.max_batch,
+              .max_step_tokens = options.config.max_step_tokens,
+              .order = *ParseQueueOrder(options.config.order),  // Start has seen to it
+              .max_running_per_tenant = options.config.max_running_per_tenant}),
         // Each live sequence asks for one mask at a time.
         masks(size_t{options.config.max_batch} + 2 * size_t{options.config.max_waiting}, probe.mask, [this] {
           {
@@ -95,6 +98,9 @@ struct Engine::Impl {
   bool TakeMail(std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>>& arrivals,
                 std::vector<uint64_t>& cancels);
   void Admit(uint64_t id, std::unique_ptr<Sequence> sequence);
+  void Enqueue(uint64_t id, const Sequence& sequence, uint32_t pending, bool prefilled);
+  // The sequence no longer waits to begin. Under mu.
+  void Begun(Sequence& sequence);
   void Step();
   void BuildBatch(const std::vector<PlanItem>& plan);
   // Runs the parts; those that cannot be computed end here and are marked.
@@ -134,7 +140,9 @@ struct Engine::Impl {
   std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>> inbox;  // at most max_waiting
   std::vector<uint64_t> cancel_inbox;                                 // at most one per live sequence
   absl::flat_hash_map<std::string, Live> live;                        // not yet finished, by request id
-  size_t unfinished = 0;                                              // OnFinished not yet returned
+  // Of those that wait to begin; only with max_waiting_per_tenant.
+  absl::flat_hash_map<std::string, uint32_t> waiting_of_tenant;
+  size_t unfinished = 0;  // OnFinished not yet returned
   uint64_t next_id = 1;
   bool draining = false, stopping = false;
   bool mask_ready = false;  // one has become so since TakeMail
@@ -199,6 +207,17 @@ absl::Status Engine::Impl::Submit(SequenceSpec spec) {
       return absl::ResourceExhaustedError(
           absl::StrCat(all, " requests wait in the engine; engine.max_waiting is ", limit,
                        batch_class ? ", of which batches may take half" : ""));
+    }
+    if (const uint32_t own = options.config.max_waiting_per_tenant; own > 0) {
+      uint32_t& waiting = waiting_of_tenant[sequence->spec().tenant];
+      if (waiting >= own) {
+        probe.rejected_tenant.Add();
+        return absl::ResourceExhaustedError(
+            absl::StrCat(waiting, " requests of tenant ", sequence->spec().tenant,
+                         " wait in the engine; engine.max_waiting_per_tenant is ", own,
+                         ": send more when some of them have begun"));
+      }
+      ++waiting;
     }
     if (batch_class) ++inbox_batch_class;
     const uint64_t id = next_id++;
@@ -279,14 +298,33 @@ void Engine::Impl::Admit(uint64_t id, std::unique_ptr<Sequence> owned) {
   s.Computed(0, prefill_token_seconds, *options.pool);
   if (s.spec().first_token) {
     if (!Accept(id, s, *s.spec().first_token)) return;
-    core.Add(id, s.computed(), 1, /*prefilled=*/true, s.spec().priority, s.spec().batch_class);
-    return;
+    return Enqueue(id, s, 1, /*prefilled=*/true);
   }
   if (s.constraint()) {
     if (s.constraint()->constraint().MustEnd()) return Finish(id, FinishReason::kStop, absl::OkStatus());
   }
-  core.Add(id, s.computed(), s.prompt_tokens() - s.computed(), /*prefilled=*/false, s.spec().priority,
-           s.spec().batch_class);
+  // Who drew the last of them did not live to say so.
+  if (!s.pooled() && !s.spec().prefill_only && s.outputs() >= s.spec().max_tokens) {
+    return Finish(id, FinishReason::kLength, absl::OkStatus());
+  }
+  Enqueue(id, s, s.prompt_tokens() - s.computed(), /*prefilled=*/false);
+}
+
+void Engine::Impl::Enqueue(uint64_t id, const Sequence& s, uint32_t pending, bool prefilled) {
+  core.Add({.id = id,
+            .context = s.computed(),
+            .pending = pending,
+            .prefilled = prefilled,
+            .tenant = s.spec().tenant,
+            .priority = s.spec().priority,
+            .batch_class = s.spec().batch_class},
+           options.clock->Now());
+}
+
+void Engine::Impl::Begun(Sequence& s) {
+  if (options.config.max_waiting_per_tenant == 0 || std::exchange(s.begun, true)) return;
+  const auto it = waiting_of_tenant.find(s.spec().tenant);
+  if (--it->second == 0) waiting_of_tenant.erase(it);
 }
 
 void Engine::Impl::AskMask(Sequence& s) {
@@ -576,6 +614,7 @@ void Engine::Impl::Finish(uint64_t id, FinishReason reason, absl::Status status,
   {
     std::lock_guard lock(mu);
     live.erase(s->spec().request_id);
+    Begun(*s);
   }
   s->sink().OnFinished(s->Finish(reason, std::move(status), stop_token));
   std::lock_guard lock(mu);
@@ -583,7 +622,8 @@ void Engine::Impl::Finish(uint64_t id, FinishReason reason, absl::Status status,
 }
 
 void Engine::Impl::Step() {
-  const std::vector<PlanItem>& plan = core.Step();
+  const absl::Time begin = options.clock->Now();
+  const std::vector<PlanItem>& plan = core.Step(begin);
   idle = plan.empty();
   if (idle) return;
   {
@@ -592,8 +632,10 @@ void Engine::Impl::Step() {
     core_stats.running = core.running();
     core_stats.waiting = core.waiting();
     core_stats.waiting_batch_class = core.waiting_batch_class();
+    if (options.config.max_waiting_per_tenant > 0) {
+      for (const PlanItem& item : plan) Begun(*sequences.at(item.id));
+    }
   }
-  const absl::Time begin = options.clock->Now();
   BuildBatch(plan);
   for (Part& p : parts) {
     if (p.sequence->started == absl::InfiniteFuture()) p.sequence->started = begin;
@@ -655,6 +697,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(Options options) {
     return absl::InvalidArgumentError(absl::StrCat("engine.max_step_tokens is ", c.max_step_tokens,
                                                    "; it must be at least engine.max_batch (", c.max_batch,
                                                    "): a step decodes every running sequence"));
+  }
+  if (!ParseQueueOrder(c.order)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("engine.order is '", c.order, "'; it must be vtc, fcfs or dlpm"));
   }
   if (options.pool->layout() != options.runner->layout()) {
     return absl::InvalidArgumentError(absl::StrCat("the pool's block layout is ",

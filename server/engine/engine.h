@@ -35,15 +35,15 @@ class Engine {
   };
 
   // Starts the thread. InvalidArgument: a limit of 0, max_step_tokens below max_batch (a step decodes every
-  // running sequence), or a pool with another layout.
+  // running sequence), an order that there is not, or a pool with another layout.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(Options options);
   // As Stop.
   ~Engine();
 
   // Takes the sequence over. Errors, upon which the sink is never called and the leases are dropped:
   // InvalidArgument (names field, value and limit), AlreadyExists (request_id), ResourceExhausted
-  // (max_waiting online sequences wait; for one of the batch class: half as many of either), Unavailable
-  // (draining or stopped).
+  // (max_waiting online sequences wait; for one of the batch class: half as many of either; or
+  // max_waiting_per_tenant of its tenant), Unavailable (draining or stopped).
   absl::Status Submit(SequenceSpec spec);
 
   // The sequence ends with kCancelled before the next step starts, its leases with it. False: no such

@@ -33,6 +33,7 @@ EngineProbe::EngineProbe(MetricRegistry& m, const std::string& role)
       prefill_tokens(Computed(m, role, "prefill")),
       decode_tokens(Computed(m, role, "decode")),
       rejected_full(Rejected(m, role, "queue_full")),
+      rejected_tenant(Rejected(m, role, "tenant_queue_full")),
       rejected_invalid(Rejected(m, role, "invalid")),
       rejected_draining(Rejected(m, role, "draining")),
       step_failures(m.AddCounter("tidepool_engine_step_failures_total",

@@ -21,6 +21,7 @@ class EngineProbe {
   Counter& prefill_tokens;     // computed
   Counter& decode_tokens;      // computed
   Counter& rejected_full;      // Submit refused: max_waiting
+  Counter& rejected_tenant;    // Submit refused: max_waiting_per_tenant
   Counter& rejected_invalid;   // Submit refused: the sequence itself
   Counter& rejected_draining;  // Submit refused: draining or stopped
   Counter& step_failures;      // Forward returned an error for a step or for a sequence

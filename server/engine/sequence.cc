@@ -117,9 +117,25 @@ absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layou
   if (spec.tokens.empty()) return Invalid("the prompt is empty; it must hold at least one token");
   const bool pooled = spec.pooling != SequencePooling::kNone;
   if (spec.max_tokens < 1 && !pooled) return Invalid("max_tokens is 0; it must be at least 1");
-  if (uint64_t{spec.tokens.size()} + (spec.prefill_only || pooled ? 0 : spec.max_tokens) > max_model_len) {
-    return Invalid(absl::StrCat("the prompt's ", spec.tokens.size(), " tokens and max_tokens ",
-                                spec.max_tokens, " exceed max_model_len ", max_model_len));
+  if (spec.emitted_tokens >= spec.tokens.size()) {
+    return Invalid(absl::StrCat("emitted_tokens is ", spec.emitted_tokens, " of ", spec.tokens.size(),
+                                " tokens; the prompt must hold at least one"));
+  }
+  if (spec.emitted_tokens > 0 && (pooled || spec.prompt_logprobs >= 0)) {
+    return Invalid("emitted_tokens goes with neither pooling nor prompt_logprobs");
+  }
+  if (!spec.prefill_only && !pooled &&
+      (spec.emitted_tokens > spec.max_tokens ||
+       (spec.first_token && spec.emitted_tokens == spec.max_tokens))) {
+    return Invalid(absl::StrCat("emitted_tokens is ", spec.emitted_tokens,
+                                spec.first_token ? ", with first_token" : "", ", and max_tokens ",
+                                spec.max_tokens, ": that is more than the whole answer"));
+  }
+  const uint64_t prompt = uint64_t{spec.tokens.size()} - spec.emitted_tokens;
+  if (std::max<uint64_t>(prompt + (spec.prefill_only || pooled ? 0 : spec.max_tokens), spec.tokens.size()) >
+      max_model_len) {
+    return Invalid(absl::StrCat("the prompt's ", prompt, " tokens and max_tokens ", spec.max_tokens,
+                                " exceed max_model_len ", max_model_len));
   }
   TP_RETURN_IF_ERROR(ValidateIds("prompt", spec.tokens, vocab));
   if (spec.first_token)
@@ -147,11 +163,13 @@ Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, abs
       cached_tokens(spec.computed_tokens),
       spec_(std::move(spec)),
       prompt_tokens_(static_cast<uint32_t>(spec_.tokens.size())),
+      answer_begin_(prompt_tokens_ - spec_.emitted_tokens),
       block_tokens_(block_tokens),
       keys_(BlockKeys(spec_.root, spec_.tokens, block_tokens)),
       sealed_(spec_.published_blocks) {
   // Everything that grows by a token or a block is given its room here: steps allocate nothing.
-  const size_t tokens_max = prompt_tokens_ + (spec_.prefill_only || pooled() ? 0 : spec_.max_tokens);
+  const size_t tokens_max =
+      spec_.prefill_only || pooled() ? prompt_tokens_ : answer_begin_ + spec_.max_tokens;
   const size_t blocks_max = std::max(spec_.blocks.size(), tokens_max / block_tokens_ + 1);
   spec_.tokens.reserve(tokens_max);
   spec_.blocks.reserve(blocks_max);
@@ -161,7 +179,10 @@ Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, abs
   if (spec_.constraint) {
     constraint_ = std::make_shared<ConstraintRun>(std::move(spec_.constraint), spec_.stop_token_ids, vocab);
   }
-  if (spec_.sampling.penalises()) counts_.emplace(spec_.tokens, tokens_max - prompt_tokens_);
+  if (spec_.sampling.penalises()) {
+    counts_.emplace(std::span(spec_.tokens).first(answer_begin_), tokens_max - answer_begin_);
+    for (size_t i = answer_begin_; i < prompt_tokens_; ++i) counts_->AddOutput(spec_.tokens[i]);
+  }
 }
 
 absl::Status Sequence::EnsureBlocks(uint32_t context, BlockPool& pool) {
@@ -185,7 +206,6 @@ void Sequence::Computed(uint32_t n, double token_seconds, BlockPool& pool) {
       keys_.push_back(ChildKey(i == 0 ? spec_.root : keys_[i - 1],
                                tokens.subspan(size_t{i} * block_tokens_, block_tokens_)));
     }
-    // May hand back another slot with the same contents: somebody published this key first.
     BlockInfo info{.key = keys_[i],
                    .parent = i == 0 ? spec_.root : keys_[i - 1],
                    .tenant = spec_.tenant,
@@ -196,7 +216,13 @@ void Sequence::Computed(uint32_t n, double token_seconds, BlockPool& pool) {
     const auto tokens =
         std::span<const int32_t>(spec_.tokens).subspan(size_t{i} * block_tokens_, block_tokens_);
     info.tokens.assign(tokens.begin(), tokens.end());
-    spec_.blocks[i] = pool.Publish(std::move(spec_.blocks[i]), std::move(info));
+    // May hand back another slot with the same contents: somebody published this key first.
+    if (i < cached_tokens / block_tokens_) {
+      // Fetched, not computed here. One that was cleared meanwhile serves this sequence and nobody else.
+      if (!pool.PublishLoaded(spec_.blocks[i], std::move(info))) continue;
+    } else {
+      spec_.blocks[i] = pool.Publish(std::move(spec_.blocks[i]), std::move(info));
+    }
     bases_[i] = spec_.blocks[i].data().data();
     sink().OnBlockSealed(i, keys_[i], spec_.blocks[i]);
   }
@@ -236,7 +262,7 @@ std::vector<float> Sequence::TakePooled() {
 
 SampleInput Sequence::sample_input() const {
   SampleInput input{.index = outputs(),
-                    .outputs = std::span(tokens()).subspan(prompt_tokens_),
+                    .outputs = std::span(tokens()).subspan(answer_begin_),
                     .counts = counts_ ? &*counts_ : nullptr,
                     .top_logprobs = spec_.top_logprobs};
   if (outputs() < spec_.min_tokens) input.banned = spec_.stop_token_ids;

@@ -32,8 +32,10 @@ class Sequence {
 
   const SequenceSpec& spec() const { return spec_; }
   EngineSink& sink() const { return *spec_.sink; }
+  // What is prefilled: the prompt, and what of the answer was given.
   uint32_t prompt_tokens() const { return prompt_tokens_; }
-  uint32_t outputs() const { return static_cast<uint32_t>(tokens().size()) - prompt_tokens_; }
+  // Of the answer, those given included.
+  uint32_t outputs() const { return static_cast<uint32_t>(tokens().size()) - answer_begin_; }
   const std::vector<int32_t>& tokens() const { return spec_.tokens; }  // prompt, then answer
   uint32_t computed() const { return spec_.computed_tokens; }
   std::byte* const* block_bases() const { return bases_.data(); }
@@ -71,6 +73,7 @@ class Sequence {
   SequenceResult Finish(FinishReason reason, absl::Status status, int32_t stop_token);
 
   absl::Time submitted, started = absl::InfiniteFuture(), first_token = absl::InfiniteFuture();
+  bool begun = false;          // counts no longer as waiting for max_waiting_per_tenant
   uint32_t cached_tokens;      // had KV when it came
   double compute_seconds = 0;  // of its prefill so far
   // Logits of a token whose mask was late, and since when they wait.
@@ -84,6 +87,7 @@ class Sequence {
 
   SequenceSpec spec_;
   const uint32_t prompt_tokens_;
+  const uint32_t answer_begin_;  // where in tokens() the answer begins
   const uint32_t block_tokens_;
   std::vector<std::byte*> bases_;      // of spec_.blocks
   std::vector<BlockKey> keys_;         // of the prompt's full blocks, then of the answer's as they seal

@@ -91,7 +91,7 @@ struct SequenceResult {
   FinishReason reason = FinishReason::kError;
   absl::Status status;          // not OK for kCancelled and kError only
   int32_t stop_token = -1;      // the token drawn, where reason is kStop; -1 where the constraint ended it
-  uint32_t output_tokens = 0;   // drawn, a stop token not counted
+  uint32_t output_tokens = 0;   // drawn, SequenceSpec::emitted_tokens too, a stop token not counted
   absl::Duration queue_time;    // Submit to the first step
   absl::Duration prefill_time;  // first step to the first token; zero where that was given
   // All leases of the sequence, those of sealed blocks published. KV is valid for the first
@@ -146,6 +146,12 @@ class EngineSink {
 struct SequenceSpec {
   std::string request_id;  // unique among the engine's live sequences
   std::vector<int32_t> tokens;
+  // The last so many of `tokens` are no prompt but the answer's first, drawn before by an engine that is
+  // gone: the answer goes on behind them, as if they had been drawn here. They are computed and sealed as a
+  // prompt is, they count against max_tokens and min_tokens, in penalties and bad words, and are not told to
+  // the sink again; the first draw has their number as its index. `constraint` has accepted them. Where
+  // max_tokens are there already the sequence ends at once.
+  uint32_t emitted_tokens = 0;
   std::vector<BlockLease> blocks;
   uint32_t published_blocks = 0;
   uint32_t computed_tokens = 0;  // [published_blocks * block_tokens, prompt), or the prompt with first_token
@@ -167,7 +173,7 @@ struct SequenceSpec {
   // complete answer is not padded. Without stop tokens (ignore_eos) the answer goes on to MustEnd() or to
   // max_tokens. Where nothing is left to draw, the sequence ends with InvalidArgument.
   std::unique_ptr<TokenConstraint> constraint;
-  uint32_t max_tokens = 1;              // >= 1; prompt + max_tokens <= max_model_len
+  uint32_t max_tokens = 1;              // of the answer, >= 1; prompt + max_tokens <= max_model_len
   uint32_t min_tokens = 0;              // until then no stop token is drawn
   std::vector<int32_t> stop_token_ids;  // end of sequence included, unless ignored; at most kStopTokensMax
   int32_t top_logprobs = -1;            // -1: no logprobs; 0: the drawn token's; up to kTopLogprobsMax

@@ -32,6 +32,19 @@ std::string ServedModelName(const ModelConfig& config);
 // not say reliably; who wants more asks for it.
 absl::StatusOr<uint32_t> EffectiveMaxModelLen(const ModelConfig& config, const ModelSpec& spec);
 
+// What is known of a model without its weights in memory.
+struct ModelDescription {
+  std::string name;
+  std::string fingerprint;
+  ModelSpec spec;
+  DType kv_dtype = DType::kBF16;
+  uint32_t max_model_len = 0;
+
+  BlockLayout Layout(uint32_t block_tokens) const { return LayoutFor(spec, block_tokens, kv_dtype); }
+};
+// As LoadModel, but reads of the weights only what the fingerprint is made of. Same errors.
+absl::StatusOr<ModelDescription> DescribeModel(const ModelConfig& config, std::string_view tokenizer_digest);
+
 // What LoadModel would refuse, as far as config files and the weights' headers tell: takes milliseconds.
 absl::Status CheckModel(const ModelConfig& config);
 

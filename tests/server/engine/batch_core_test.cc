@@ -1,15 +1,20 @@
 #include "server/engine/batch_core.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/rng.h"
 
 namespace tidepool {
 namespace {
+
+using testing::ElementsAre;
 
 // "1:d1! 2:p7": sequence 1 decodes one token and draws, sequence 2 prefills seven and does not.
 std::string Show(const std::vector<PlanItem>& plan) {
@@ -21,8 +26,29 @@ std::string Show(const std::vector<PlanItem>& plan) {
   return out;
 }
 
+const absl::Time kStart = absl::UnixEpoch() + absl::Hours(1);
+
+// A BatchCore at a time that stands still unless moved.
+class Core : public BatchCore {
+ public:
+  using BatchCore::BatchCore;
+  void Add(uint64_t id, uint32_t context, uint32_t pending, bool prefilled, int32_t priority,
+           bool batch_class = false, std::string_view tenant = "t") {
+    BatchCore::Add({.id = id,
+                    .context = context,
+                    .pending = pending,
+                    .prefilled = prefilled,
+                    .tenant = tenant,
+                    .priority = priority,
+                    .batch_class = batch_class},
+                   now);
+  }
+  const std::vector<PlanItem>& Step() { return BatchCore::Step(now); }
+  absl::Time now = kStart;
+};
+
 // Runs a step, and lets every sequence that drew a token go on.
-std::string StepAndContinue(BatchCore& core) {
+std::string StepAndContinue(Core& core) {
   const std::vector<PlanItem> plan = core.Step();
   for (const PlanItem& i : plan) {
     if (i.last) core.Continue(i.id);
@@ -31,12 +57,12 @@ std::string StepAndContinue(BatchCore& core) {
 }
 
 TEST(BatchCore, NothingToDoIsAnEmptyPlan) {
-  BatchCore core({.max_batch = 4, .max_step_tokens = 8});
+  Core core({.max_batch = 4, .max_step_tokens = 8});
   EXPECT_EQ(Show(core.Step()), "");
 }
 
 TEST(BatchCore, PromptIsPrefilledInChunksAndThenDecoded) {
-  BatchCore core({.max_batch = 4, .max_step_tokens = 8});
+  Core core({.max_batch = 4, .max_step_tokens = 8});
   core.Add(1, 0, 20, false, 0);
   EXPECT_EQ(core.queued_prefill_tokens(), 20u);
   EXPECT_EQ(core.waiting(), 1u);
@@ -54,7 +80,7 @@ TEST(BatchCore, PromptIsPrefilledInChunksAndThenDecoded) {
 }
 
 TEST(BatchCore, DecodesGoFirstAndPrefillsTakeWhatIsLeft) {
-  BatchCore core({.max_batch = 4, .max_step_tokens = 8});
+  Core core({.max_batch = 4, .max_step_tokens = 8});
   core.Add(1, 0, 3, false, 0);
   core.Add(2, 0, 4, false, 0);
   EXPECT_EQ(StepAndContinue(core), "1:p3! 2:p4!");
@@ -65,7 +91,7 @@ TEST(BatchCore, DecodesGoFirstAndPrefillsTakeWhatIsLeft) {
 }
 
 TEST(BatchCore, BatchLimitMakesLaterOnesWait) {
-  BatchCore core({.max_batch = 2, .max_step_tokens = 8});
+  Core core({.max_batch = 2, .max_step_tokens = 8});
   core.Add(1, 0, 2, false, 0);
   core.Add(2, 0, 2, false, 0);
   core.Add(3, 0, 2, false, 0);
@@ -77,7 +103,7 @@ TEST(BatchCore, BatchLimitMakesLaterOnesWait) {
 }
 
 TEST(BatchCore, HigherPriorityOvertakesThenArrival) {
-  BatchCore core({.max_batch = 4, .max_step_tokens = 4});
+  Core core({.max_batch = 4, .max_step_tokens = 4});
   core.Add(1, 0, 6, false, 0);
   core.Add(2, 0, 6, false, 0);
   core.Add(3, 0, 6, false, 5);
@@ -89,7 +115,7 @@ TEST(BatchCore, HigherPriorityOvertakesThenArrival) {
 
 // A place is never taken back: the one that has begun goes on though better ones cannot start.
 TEST(BatchCore, RunningPrefillGoesOnWhileABetterOneWaitsForAPlace) {
-  BatchCore core({.max_batch = 1, .max_step_tokens = 4});
+  Core core({.max_batch = 1, .max_step_tokens = 4});
   core.Add(1, 0, 8, false, 0);
   EXPECT_EQ(StepAndContinue(core), "1:p4");
   core.Add(2, 0, 4, false, 9);
@@ -99,7 +125,7 @@ TEST(BatchCore, RunningPrefillGoesOnWhileABetterOneWaitsForAPlace) {
 }
 
 TEST(BatchCore, HandoffsJoinAsDecodes) {
-  BatchCore core({.max_batch = 2, .max_step_tokens = 4});
+  Core core({.max_batch = 2, .max_step_tokens = 4});
   core.Add(1, 100, 1, true, 0);
   EXPECT_EQ(core.queued_prefill_tokens(), 0u);
   core.Add(2, 32, 10, false, 0);  // a prefix of 32 is there
@@ -109,7 +135,7 @@ TEST(BatchCore, HandoffsJoinAsDecodes) {
 }
 
 TEST(BatchCore, RemovedSequencesLeaveNoTrace) {
-  BatchCore core({.max_batch = 2, .max_step_tokens = 4});
+  Core core({.max_batch = 2, .max_step_tokens = 4});
   core.Add(1, 0, 8, false, 0);
   core.Add(2, 0, 8, false, 0);
   core.Step();
@@ -124,7 +150,7 @@ TEST(BatchCore, RemovedSequencesLeaveNoTrace) {
 }
 
 TEST(BatchCore, BatchClassGetsWhatOnlineOnesLeaveOfAStep) {
-  BatchCore core({.max_batch = 4, .max_step_tokens = 8});
+  Core core({.max_batch = 4, .max_step_tokens = 8});
   core.Add(1, 0, 3, false, 9, /*batch_class=*/true);  // no priority of its class outdoes an online one
   core.Add(2, 0, 10, false, -9);
   EXPECT_EQ(StepAndContinue(core), "2:p8");
@@ -136,7 +162,7 @@ TEST(BatchCore, BatchClassGetsWhatOnlineOnesLeaveOfAStep) {
 }
 
 TEST(BatchCore, OnlineSequenceTakesThePlaceOfTheLatestOfTheBatchClass) {
-  BatchCore core({.max_batch = 2, .max_step_tokens = 8});
+  Core core({.max_batch = 2, .max_step_tokens = 8});
   core.Add(1, 0, 2, false, 0, true);
   core.Add(2, 0, 2, false, 0, true);
   EXPECT_EQ(StepAndContinue(core), "1:p2! 2:p2!");
@@ -160,7 +186,7 @@ TEST(BatchCore, OnlineSequenceTakesThePlaceOfTheLatestOfTheBatchClass) {
 }
 
 TEST(BatchCore, HalfPrefilledBatchSequenceYieldsBeforeOneThatAnswers) {
-  BatchCore core({.max_batch = 2, .max_step_tokens = 4});
+  Core core({.max_batch = 2, .max_step_tokens = 4});
   core.Add(1, 0, 2, false, 0, true);
   core.Add(2, 0, 9, false, 0, true);
   EXPECT_EQ(StepAndContinue(core), "1:p2! 2:p2");
@@ -171,7 +197,7 @@ TEST(BatchCore, HalfPrefilledBatchSequenceYieldsBeforeOneThatAnswers) {
 }
 
 TEST(BatchCore, SequenceWhoseTokenIsBeingDrawnKeepsItsPlace) {
-  BatchCore core({.max_batch = 1, .max_step_tokens = 4});
+  Core core({.max_batch = 1, .max_step_tokens = 4});
   core.Add(1, 0, 2, false, 0, true);
   EXPECT_EQ(Show(core.Step()), "1:p2!");
   core.Continue(1);
@@ -189,7 +215,10 @@ TEST(BatchCore, RandomLivesKeepTheRules) {
     Rng rng(seed);
     const uint32_t max_batch = 1 + static_cast<uint32_t>(rng.Below(6));
     const uint32_t budget = max_batch + static_cast<uint32_t>(rng.Below(20));
-    BatchCore core({.max_batch = max_batch, .max_step_tokens = budget});
+    const std::string_view tenants[] = {"a", "b", "c"};
+    Core core({.max_batch = max_batch,
+               .max_step_tokens = budget,
+               .order = static_cast<FairQueue::Order>(seed % kQueueOrders)});
     struct Life {
       uint32_t prompt_left, outputs_left;
       bool decoding;
@@ -204,9 +233,11 @@ TEST(BatchCore, RandomLivesKeepTheRules) {
         const uint32_t prompt = handoff ? 1 : 1 + static_cast<uint32_t>(rng.Below(60));
         const bool batch_class = rng.Chance(0.4);
         lives[next] = {prompt, 1 + static_cast<uint32_t>(rng.Below(10)), handoff, batch_class};
-        core.Add(next, 0, prompt, handoff, static_cast<int32_t>(rng.Below(3)), batch_class);
+        core.Add(next, 0, prompt, handoff, static_cast<int32_t>(rng.Below(3)), batch_class,
+                 tenants[rng.Below(3)]);
         ++next;
       }
+      core.now += absl::Seconds(1);
       const std::vector<PlanItem> plan = core.Step();
       uint32_t tokens = 0, online = 0, batch_class = 0;
       for (const auto& [id, life] : lives) (life.batch_class ? batch_class : online) += 1;
@@ -247,6 +278,241 @@ TEST(BatchCore, RandomLivesKeepTheRules) {
     }
     EXPECT_EQ(core.queued_prefill_tokens(), 0u);
     EXPECT_EQ(core.running_context_tokens(), 0u);
+  }
+}
+
+// ---- between tenants
+
+// The ids in the order in which they begin, one at a time; each draws `outputs` tokens and ends.
+std::vector<uint64_t> BeginOrder(Core& core, int outputs = 1) {
+  std::vector<uint64_t> order;
+  for (int left = 0;;) {
+    const std::vector<PlanItem> plan = core.Step();
+    if (plan.empty()) return order;
+    EXPECT_EQ(plan.size(), 1u);
+    const PlanItem item = plan[0];
+    if (order.empty() || order.back() != item.id) {
+      order.push_back(item.id);
+      left = outputs;
+    }
+    if (!item.last) continue;
+    if (--left > 0) {
+      core.Continue(item.id);
+    } else {
+      core.Remove(item.id);
+    }
+  }
+}
+
+// One at a time, ten of tenant a and then one of tenant b.
+std::vector<uint64_t> TenAndThenOne(FairQueue::Order order) {
+  Core core({.max_batch = 1, .max_step_tokens = 100, .order = order});
+  for (uint64_t id = 1; id <= 10; ++id) core.Add(id, 0, 100, false, 0, false, "a");
+  core.Step();
+  core.Add(11, 0, 100, false, 0, false, "b");
+  core.Remove(1);
+  return BeginOrder(core);
+}
+
+TEST(BatchCoreTenants, TenantWithOneRequestDoesNotQueueBehindAnotherTenantsTen) {
+  EXPECT_THAT(TenAndThenOne(FairQueue::Order::kVtc), ElementsAre(11, 2, 3, 4, 5, 6, 7, 8, 9, 10));
+  EXPECT_THAT(TenAndThenOne(FairQueue::Order::kFcfs), ElementsAre(2, 3, 4, 5, 6, 7, 8, 9, 10, 11));
+}
+
+TEST(BatchCoreTenants, ArrivalDecidesWhereThereIsOneTenant) {
+  for (const auto order : {FairQueue::Order::kVtc, FairQueue::Order::kFcfs}) {
+    Core core({.max_batch = 1, .max_step_tokens = 8, .order = order});
+    for (uint64_t id = 1; id <= 6; ++id) core.Add(id, 32 * (id % 3), static_cast<uint32_t>(7 * id), false, 0);
+    EXPECT_THAT(BeginOrder(core, 3), ElementsAre(1, 2, 3, 4, 5, 6));
+  }
+}
+
+TEST(BatchCoreTenants, LongAnswersCountAgainstTheirTenant) {
+  Core core({.max_batch = 1, .max_step_tokens = 100});
+  core.Add(1, 0, 10, false, 0, false, "a");
+  core.Add(2, 0, 25, false, 0, false, "b");
+  core.Add(3, 0, 10, false, 0, false, "a");
+  core.Add(4, 0, 25, false, 0, false, "b");
+  // a: 10 of its prompt and 2 for each of ten tokens; b: 25.
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(Show(core.Step()), i == 0 ? "1:p10!" : "1:d1!");
+    core.Continue(1);
+  }
+  core.Remove(1);
+  core.Step();
+  core.Remove(2);
+  EXPECT_EQ(Show(core.Step()), "4:p25!") << "a was given 30, b 25";
+}
+
+TEST(BatchCoreTenants, WhatDriversDrawInOneGoIsCharged) {
+  Core core({.max_batch = 1, .max_step_tokens = 100});
+  core.Add(1, 0, 10, false, 0, false, "a");
+  core.Add(2, 0, 25, false, 0, false, "b");
+  core.Add(3, 0, 10, false, 0, false, "a");
+  core.Add(4, 0, 25, false, 0, false, "b");
+  core.Step();
+  core.CountOutput(1, 10);
+  core.Remove(1);
+  core.Step();
+  core.Remove(2);
+  EXPECT_EQ(Show(core.Step()), "4:p25!");
+}
+
+TEST(BatchCoreTenants, CancelledPromptIsChargedForWhatWasComputedOnly) {
+  for (const bool cancelled : {true, false}) {
+    Core core({.max_batch = 1, .max_step_tokens = 10});
+    core.Add(1, 0, 1000, false, 0, false, "a");
+    core.Add(2, 0, 20, false, 0, false, "b");
+    core.Add(3, 0, 20, false, 0, false, "a");
+    core.Add(4, 0, 20, false, 0, false, "b");
+    for (int i = 0; i < (cancelled ? 1 : 100); ++i) core.Step();
+    core.Remove(1);  // a was given 10, or 1000
+    EXPECT_EQ(Show(core.Step()), "2:p10");
+    core.Step();
+    core.Remove(2);
+    EXPECT_EQ(Show(core.Step()), cancelled ? "3:p10" : "4:p10");
+  }
+}
+
+TEST(BatchCoreTenants, HandoffIsNotChargedForAPromptThatOthersComputed) {
+  Core core({.max_batch = 1, .max_step_tokens = 100});
+  core.Add(1, 5000, 1, true, 0, false, "a");
+  core.Add(2, 0, 20, false, 0, false, "b");
+  core.Add(3, 5000, 1, true, 0, false, "a");
+  core.Add(4, 0, 20, false, 0, false, "b");
+  EXPECT_THAT(BeginOrder(core), ElementsAre(1, 2, 3, 4));
+}
+
+TEST(BatchCoreTenants, LongestPrefixGoesFirstUnderDlpmUntilTheShareIsUsedUp) {
+  Core core({.max_batch = 1, .max_step_tokens = 50000, .order = FairQueue::Order::kDlpm});
+  core.Add(1, 0, 100, false, 0, false, "b");
+  for (uint64_t id = 2; id <= 5; ++id) core.Add(id, 64, 20000, false, 0, false, "a");
+  // Two take more than the quantum of 32768.
+  EXPECT_THAT(BeginOrder(core), ElementsAre(2, 3, 1, 4, 5));
+}
+
+TEST(BatchCoreTenants, TenantAtItsCapLeavesItsPlacesToOthers) {
+  Core core({.max_batch = 4, .max_step_tokens = 100, .max_running_per_tenant = 2});
+  for (uint64_t id = 1; id <= 4; ++id) core.Add(id, 0, 5, false, 0, false, "a");
+  core.Add(5, 0, 5, false, 0, false, "b");
+  EXPECT_EQ(StepAndContinue(core), "5:p5! 1:p5! 2:p5!");
+  EXPECT_EQ(core.waiting(), 2u);
+  EXPECT_EQ(StepAndContinue(core), "5:d1! 1:d1! 2:d1!") << "there is room, and it is not a's";
+  core.Remove(1);
+  EXPECT_EQ(StepAndContinue(core), "5:d1! 2:d1! 3:p5!");
+}
+
+TEST(BatchCoreTenants, BatchSequencesOfATenantDoNotUseUpItsCapForOnlineOnes) {
+  Core core({.max_batch = 1, .max_step_tokens = 100, .max_running_per_tenant = 1});
+  core.Add(1, 0, 5, false, 0, true, "a");
+  EXPECT_EQ(StepAndContinue(core), "1:p5!");
+  core.Add(2, 0, 5, false, 0, false, "a");
+  EXPECT_EQ(StepAndContinue(core), "2:p5!");
+}
+
+TEST(BatchCoreTenants, LowPriorityIsHeldUpForTheAgingTimeOnly) {
+  Core core({.max_batch = 1, .max_step_tokens = 10, .aging = absl::Seconds(30)});
+  core.Add(1, 0, 10, false, 0);
+  core.now += absl::Seconds(29);
+  core.Add(2, 0, 10, false, 5);
+  core.Add(3, 0, 10, false, 5);
+  EXPECT_EQ(Show(core.Step()), "2:p10!");
+  core.Remove(2);
+  core.now += absl::Seconds(1);
+  EXPECT_EQ(Show(core.Step()), "1:p10!");
+}
+
+TEST(BatchCoreTenants, LongQueueOfOneTenantDoesNotPassAnothersNewRequestByAging) {
+  Core core({.max_batch = 1, .max_step_tokens = 10, .aging = absl::Seconds(30)});
+  for (uint64_t id = 1; id <= 5; ++id) core.Add(id, 0, 10, false, 0, false, "a");
+  core.Step();
+  core.now += absl::Minutes(10);
+  core.Add(6, 0, 10, false, 0, false, "b");
+  core.Remove(1);
+  EXPECT_EQ(Show(core.Step()), "6:p10!");
+}
+
+TEST(BatchCoreTenants, TimeTakesNobodyOutOfTheBatchClass) {
+  Core core({.max_batch = 1, .max_step_tokens = 10});
+  core.Add(1, 0, 10, false, 0, true);
+  core.now += absl::Hours(2);
+  core.Add(2, 0, 10, false, -9);
+  EXPECT_EQ(Show(core.Step()), "2:p10!");
+}
+
+TEST(BatchCoreTenants, WaitingOneOfHigherPriorityGoesBeforeAPromptThatHasBegun) {
+  Core core({.max_batch = 3, .max_step_tokens = 4});
+  core.Add(1, 0, 8, false, 0, false, "a");
+  EXPECT_EQ(Show(core.Step()), "1:p4");
+  core.Add(2, 0, 3, false, 0, false, "b");
+  EXPECT_EQ(Show(core.Step()), "1:p4!") << "of equal priority it waits";
+  core.Continue(1);
+  core.Add(3, 0, 6, false, 0, false, "c");
+  core.Add(4, 0, 2, false, 1, false, "a");
+  EXPECT_EQ(Show(core.Step()), "1:d1! 4:p2! 2:p1");
+}
+
+TEST(BatchCoreTenants, BackloggedTenantsAreGivenTheSameUnderVtc) {
+  Core core({.max_batch = 4, .max_step_tokens = 64});
+  Rng rng(5);
+  std::map<uint64_t, std::pair<std::string, int>> lives;  // tenant, tokens to come
+  std::map<std::string, double> given;
+  std::map<std::string, int> waiting;
+  uint64_t next = 1;
+  for (int step = 0; step < 20000; ++step) {
+    // c's requests are ten times as long as a's, and b has ten times as many waiting.
+    for (const auto& [tenant, depth] : {std::pair("a", 4), {"b", 40}, {"c", 4}}) {
+      for (; waiting[tenant] < depth; ++waiting[tenant]) {
+        const uint32_t prompt = (tenant[0] == 'c' ? 200 : 20) + static_cast<uint32_t>(rng.Below(10));
+        lives[next] = {tenant, 1 + static_cast<int>(rng.Below(20))};
+        core.Add(next++, 0, prompt, false, 0, false, tenant);
+      }
+    }
+    const std::vector<PlanItem> plan = core.Step();
+    for (const PlanItem& i : plan) {
+      auto& [tenant, left] = lives.at(i.id);
+      given[tenant] += i.decode ? 2 : i.tokens;
+      if (!i.last) continue;
+      if (--left > 0) {
+        core.Continue(i.id);
+        continue;
+      }
+      --waiting[tenant];
+      core.Remove(i.id);
+      lives.erase(i.id);
+    }
+  }
+  const auto [least, most] = std::minmax({given["a"], given["b"], given["c"]});
+  EXPECT_GT(least, 100000);
+  // Bounded by what a batch of the largest requests is charged, however long it lasts.
+  EXPECT_LT(most - least, 2 * 4 * (210 + 2 * 20));
+}
+
+TEST(BatchCoreTenants, EqualCallsGiveEqualPlansInEveryOrder) {
+  for (size_t order = 0; order < kQueueOrders; ++order) {
+    const auto run = [&] {
+      Core core({.max_batch = 3, .max_step_tokens = 20, .order = static_cast<FairQueue::Order>(order)});
+      Rng rng(order);
+      std::string all;
+      for (uint64_t id = 1; id <= 300; ++id) {
+        const uint32_t context = 16 * static_cast<uint32_t>(rng.Below(4));
+        core.Add(id, context, 1 + static_cast<uint32_t>(rng.Below(40)), false,
+                 static_cast<int32_t>(rng.Below(2)), rng.Chance(0.2), absl::StrCat("t", rng.Below(5)));
+        core.now += absl::Seconds(3);
+        const std::vector<PlanItem> plan = core.Step();
+        absl::StrAppend(&all, Show(plan), "\n");
+        for (const PlanItem& i : plan) {
+          if (!i.last) continue;
+          if (rng.Chance(0.7)) {
+            core.Continue(i.id);
+          } else {
+            core.Remove(i.id);
+          }
+        }
+      }
+      return all;
+    };
+    EXPECT_EQ(run(), run()) << QueueOrderName(static_cast<FairQueue::Order>(order));
   }
 }
 

@@ -207,6 +207,27 @@ TEST_F(EngineTest, HandedOffFirstTokenIsJudgedWhereItIsDecoded) {
   EXPECT_EQ(length->ids(), std::vector<int32_t>{first});
 }
 
+TEST_F(EngineTest, AnswerGoesOnBehindTokensThatWereEmittedElsewhere) {
+  Start();
+  const std::vector<int32_t> prompt = {5, 6, 7, 8, 9};
+  const std::vector<int32_t> whole = Continue(prompt, 12);
+  for (uint32_t emitted = 1; emitted <= 12; ++emitted) {
+    std::vector<int32_t> tokens = prompt;
+    tokens.insert(tokens.end(), whole.begin(), whole.begin() + emitted);
+    SequenceSpec spec;
+    auto sink = MakeSpec(spec, "r" + std::to_string(emitted), tokens, 12);
+    spec.emitted_tokens = emitted;
+    ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+    ASSERT_TRUE(sink->WaitFinished());
+    EXPECT_EQ(sink->result.reason, FinishReason::kLength);
+    EXPECT_EQ(sink->result.output_tokens, 12u);
+    EXPECT_EQ(sink->ids(), std::vector<int32_t>(whole.begin() + emitted, whole.end())) << emitted;
+    if (emitted < 12) {
+      EXPECT_EQ(sink->tokens.front().index, emitted);
+    }
+  }
+}
+
 TEST_F(EngineTest, CancelFreesBlocksAndPlaceWithinOneStep) {
   Start({.max_batch = 1, .max_step_tokens = 8, .max_waiting = 8});
   controls_->Allow(3);
@@ -264,6 +285,89 @@ TEST_F(EngineTest, QueueLimitRefusesAndCounts) {
   EXPECT_EQ(refused->finished, 0);
   EXPECT_THAT(Metrics(),
               HasSubstr("tidepool_engine_rejections_total{reason=\"queue_full\",role=\"both\"} 1"));
+}
+
+TEST_F(EngineTest, TenantAtItsWaitingLimitIsRefusedUntilOneOfItsRequestsBegins) {
+  Start({.max_batch = 1, .max_step_tokens = 8, .max_waiting = 8, .max_waiting_per_tenant = 2});
+  controls_->Allow(0);
+  const auto submit = [&](const std::string& id, const std::string& tenant, absl::Status& status) {
+    SequenceSpec spec;
+    auto sink = MakeSpec(spec, id, Prompt(6), 2);
+    spec.tenant = tenant;
+    status = engine_->Submit(std::move(spec));
+    return sink;
+  };
+  absl::Status status;
+  auto a = submit("a", "one", status);
+  ASSERT_TRUE(controls_->WaitHeld());  // it has begun
+  auto b = submit("b", "one", status);
+  auto c = submit("c", "one", status);
+  ASSERT_TRUE(status.ok()) << status;
+  auto refused = submit("d", "one", status);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("engine.max_waiting_per_tenant is 2"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("tenant one"));
+  EXPECT_THAT(Metrics(),
+              HasSubstr("tidepool_engine_rejections_total{reason=\"tenant_queue_full\",role=\"both\"} 1"));
+  auto other = submit("e", "two", status);
+  EXPECT_TRUE(status.ok()) << status;
+  // Who waits no more leaves its place in the queue: cancelled, or begun.
+  EXPECT_TRUE(engine_->Cancel("c"));
+  controls_->Free();
+  ASSERT_TRUE(c->WaitFinished());
+  for (const auto& sink : {a, b, other}) {
+    ASSERT_TRUE(sink->WaitFinished());
+    EXPECT_EQ(sink->ids(), Continue(Prompt(6), 2));
+  }
+  ASSERT_TRUE(engine_->WaitIdle(absl::Seconds(60)));
+  controls_->Allow(0);
+  auto f = submit("f", "one", status);
+  ASSERT_TRUE(controls_->WaitHeld());
+  auto g = submit("g", "one", status);
+  auto h = submit("h", "one", status);
+  EXPECT_TRUE(status.ok()) << status;
+  auto again = submit("i", "one", status);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused->finished + again->finished, 0);
+}
+
+TEST_F(EngineTest, TenantWithOneRequestBeginsBeforeTheLongQueueOfAnother) {
+  for (const std::string order : {"vtc", "fcfs"}) {
+    Start({.max_batch = 1, .max_step_tokens = 8, .max_waiting = 8, .order = order});
+    controls_->Allow(0);
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    std::vector<SequenceSpec> specs(5);
+    for (int i = 0; i < 5; ++i) {
+      sinks.push_back(MakeSpec(specs[i], absl::StrCat("r", i), Prompt(2 + i), 1));
+      specs[i].tenant = i < 4 ? "many" : "one";
+      ASSERT_TRUE(engine_->Submit(std::move(specs[i])).ok());
+      if (i == 0) {
+        ASSERT_TRUE(controls_->WaitHeld());
+      }
+    }
+    controls_->steps.clear();  // its thread is held
+    controls_->Free();
+    for (const auto& sink : sinks) ASSERT_TRUE(sink->WaitFinished());
+    const std::vector<std::vector<int32_t>> expected =
+        order == "vtc" ? std::vector<std::vector<int32_t>>{{2}, {6}, {3}, {4}, {5}}
+                       : std::vector<std::vector<int32_t>>{{2}, {3}, {4}, {5}, {6}};
+    EXPECT_EQ(controls_->steps, expected) << order;
+    sinks.clear();
+    engine_.reset();
+    controls_->steps.clear();
+  }
+}
+
+TEST_F(EngineTest, UnknownOrderIsRefusedByName) {
+  auto pool = BlockPool::Create({.layout = kLayout, .slots = 8, .metrics = &metrics_});
+  ASSERT_TRUE(pool.ok());
+  const auto engine = Engine::Start({.config = {.order = "lifo"},
+                                     .runner = std::make_unique<KvRunner>(controls_),
+                                     .pool = pool->get(),
+                                     .role = "both",
+                                     .metrics = &metrics_});
+  EXPECT_EQ(engine.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(engine.status().message()), HasSubstr("engine.order is 'lifo'"));
 }
 
 TEST_F(EngineTest, NanLogitsEndThatSequenceOnly) {
@@ -802,6 +906,26 @@ class ForeignSlots final : public SlotOwner {
   std::unique_ptr<std::vector<std::byte>> bytes_ =
       std::make_unique<std::vector<std::byte>>(kLayout.block_bytes());
 };
+
+TEST_F(EngineTest, AFetchedBlockThatWasClearedMeanwhileIsReadAndNotPublished) {
+  Start();
+  const std::vector<int32_t> prompt = Prompt(14);
+  SequenceSpec spec;
+  auto sink = MakeSpec(spec, "r", prompt, 4);
+  for (uint32_t i = 0; i < 2; ++i)
+    std::memcpy(spec.blocks[i].data().data(), prompt.data() + size_t{i} * kBlock, kBlock * sizeof(int32_t));
+  spec.computed_tokens = 2 * kBlock;
+  const std::vector<BlockKey> keys = BlockKeys({}, prompt, kBlock);
+  pool_->Erase(std::span(keys).first(1));
+  ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
+  ASSERT_TRUE(sink->WaitFinished());
+  EXPECT_EQ(sink->ids(), Continue(prompt, 4));
+  EXPECT_FALSE(pool_->Info(keys[0]).has_value()) << "the clear holds";
+  EXPECT_TRUE(pool_->Info(keys[1]).has_value());
+  EXPECT_TRUE(pool_->Info(keys[2]).has_value()) << "computed here, after it";
+  ASSERT_GE(sink->sealed.size(), 2u);
+  EXPECT_EQ(sink->sealed[0].first, 1u) << "nobody is told of it as published";
+}
 
 TEST_F(EngineTest, BlocksOfAnotherProcessAreReadAndNeitherPublishedNorWritten) {
   Start();
