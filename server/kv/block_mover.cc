@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -23,8 +24,11 @@ constexpr size_t kBatchBlocksMax = 64;
 constexpr absl::Duration kAskTimeout = absl::Seconds(5);
 constexpr absl::Duration kReadTimeout = absl::Seconds(5);
 // Writes that the disk tier has no place for are tried again this often: other stores fill its queue, too.
-constexpr int kWriteRetries = 5;
+// And so are loads that are late where it is held to a rate.
+constexpr int kRetries = 5;
 constexpr absl::Duration kWriteRetryPause = absl::Milliseconds(20);
+// Blocks that the disk tier is asked to compress at once: it works on two, and a cancel leaves it these.
+constexpr size_t kCompressBatch = 8;
 // How late a cancellation may be seen.
 constexpr absl::Duration kLook = absl::Milliseconds(20);
 
@@ -69,6 +73,27 @@ PeerAddress ToPeer(const v1::WorkerAddress& a) {
 
 }  // namespace
 
+class BlockMover::PeerCall {
+ public:
+  PeerCall(const BlockMover& mover, absl::Duration timeout) : mover_(mover) {
+    SetTimeout(context_, timeout);
+    AddClusterToken(context_, mover.context_.cluster_token);
+    std::lock_guard lock(mover_.calls_mu_);
+    mover_.calls_.insert(&context_);
+    // Before it begins, a call is cancelled too.
+    if (mover_.stopped_) context_.TryCancel();
+  }
+  ~PeerCall() {
+    std::lock_guard lock(mover_.calls_mu_);
+    mover_.calls_.erase(&context_);
+  }
+  grpc::ClientContext* context() { return &context_; }
+
+ private:
+  const BlockMover& mover_;
+  grpc::ClientContext context_;
+};
+
 BlockMover::BlockMover(const KvContext& context, MetricRegistry& metrics)
     : context_(context),
       copied_blocks_(Moved(metrics, "copy")),
@@ -76,38 +101,43 @@ BlockMover::BlockMover(const KvContext& context, MetricRegistry& metrics)
                                        "Bytes of blocks copied from peers on orders of the control API.")),
       prefetched_blocks_(Moved(metrics, "prefetch")),
       demoted_blocks_(Moved(metrics, "demote")),
+      compressed_blocks_(Moved(metrics, "compress")),
       skipped_blocks_(Moved(metrics, "skipped")) {}
+
+void BlockMover::Stop() {
+  stopped_ = true;
+  std::lock_guard lock(calls_mu_);
+  for (grpc::ClientContext* call : calls_) call->TryCancel();
+}
 
 size_t BlockMover::BatchBlocks() const {
   return std::clamp<size_t>(kBatchBytes / context_.layout.block_bytes(), 1, kBatchBlocksMax);
 }
 
 bool BlockMover::Pace(absl::Time began, const MoveControl& control, const MoveTally& tally) const {
-  if (control.bytes_per_second == 0) return !control.cancelled();
+  if (control.bytes_per_second == 0) return !Over(control);
   const absl::Time due =
       began + absl::Seconds(static_cast<double>(tally.bytes) / static_cast<double>(control.bytes_per_second));
   for (absl::Time now = context_.clock->Now(); now < due; now = context_.clock->Now()) {
-    if (control.cancelled()) return false;
+    if (Over(control)) return false;
     std::this_thread::sleep_for(absl::ToChronoNanoseconds(std::min(due - now, kLook)));
   }
-  return !control.cancelled();
+  return !Over(control);
 }
 
 absl::StatusOr<std::vector<BlockInfo>> BlockMover::Describe(std::span<const BlockKey> keys,
                                                             const v1::WorkerAddress& from,
                                                             std::vector<BlockKey>& on_disk) const {
-  grpc::ClientContext call;
-  SetTimeout(call, kAskTimeout);
-  AddClusterToken(call, context_.cluster_token);
+  PeerCall call(*this, kAskTimeout);
   v1::KvWhereRequest request;
   request.set_with_tokens(true);
   request.mutable_blocks()->set_fingerprint(context_.fingerprint);
   for (const BlockKey& key : keys)
     request.mutable_blocks()->mutable_keys()->add_keys(std::string(KeyBytes(key)));
   v1::KvWhereReply reply;
-  TP_RETURN_IF_ERROR(
-      Annotate(FromGrpc(v1::Kv::NewStub(context_.channels->Get(from.grpc()))->Where(&call, request, &reply)),
-               from.worker_id()));
+  TP_RETURN_IF_ERROR(Annotate(
+      FromGrpc(v1::Kv::NewStub(context_.channels->Get(from.grpc()))->Where(call.context(), request, &reply)),
+      from.worker_id()));
   std::vector<BlockInfo> out;
   // The peer may say what it likes: only what was asked for counts, and each once.
   absl::flat_hash_set<BlockKey> asked(keys.begin(), keys.end());
@@ -142,10 +172,8 @@ absl::Status BlockMover::PrefetchAt(std::span<const BlockKey> keys, const v1::Wo
   v1::KvPrefetchRequest request;
   for (const BlockKey& key : keys)
     request.mutable_blocks()->mutable_keys()->add_keys(std::string(KeyBytes(key)));
-  grpc::ClientContext call;
-  SetTimeout(call, context_.fetch_timeout);
-  AddClusterToken(call, context_.cluster_token);
-  const auto stream = v1::Kv::NewStub(context_.channels->Get(from.grpc()))->Prefetch(&call, request);
+  PeerCall call(*this, context_.fetch_timeout);
+  const auto stream = v1::Kv::NewStub(context_.channels->Get(from.grpc()))->Prefetch(call.context(), request);
   v1::KvProgress progress;
   while (stream->Read(&progress)) {
   }
@@ -191,7 +219,7 @@ absl::Status BlockMover::CopyBatch(std::span<const BlockInfo> blocks, const v1::
   });
   bool aborted = false;
   latch.Wait([&] {
-    if (!aborted && control.cancelled()) {
+    if (!aborted && Over(control)) {
       aborted = true;
       context_.fetch->Abort(request_id, attempt);
     }
@@ -203,8 +231,11 @@ absl::Status BlockMover::CopyBatch(std::span<const BlockInfo> blocks, const v1::
       Skip(tally, 1, "gone from " + from.worker_id() + " meanwhile");
       continue;
     }
-    const BlockLease lease = context_.pool->Publish(std::move(result.slots[k]), blocks[wanted[k]]);
-    if (context_.on_copied) context_.on_copied(blocks[wanted[k]].key, lease);
+    if (!context_.pool->PublishLoaded(result.slots[k], blocks[wanted[k]])) {
+      Skip(tally, 1, "cleared meanwhile");
+      continue;
+    }
+    if (context_.on_copied) context_.on_copied(blocks[wanted[k]].key, result.slots[k]);
     ++tally.done;
     tally.bytes += context_.layout.block_bytes();
     copied_blocks_.Add();
@@ -218,7 +249,7 @@ absl::Status BlockMover::Copy(std::span<const BlockKey> keys, const v1::WorkerAd
   tally.total += static_cast<uint32_t>(keys.size());
   const absl::Time began = context_.clock->Now();
   for (size_t at = 0; at < keys.size(); at += BatchBlocks()) {
-    if (control.cancelled()) return absl::CancelledError("cancelled");
+    if (Over(control)) return absl::CancelledError("cancelled");
     const auto batch = keys.subspan(at, std::min(BatchBlocks(), keys.size() - at));
     const std::vector<bool> here = context_.pool->Contains(batch);
     std::vector<BlockKey> missing;
@@ -258,10 +289,8 @@ absl::Status BlockMover::EvictAt(std::span<const BlockKey> keys, const v1::Worke
     if (here[i]) request.mutable_blocks()->mutable_keys()->add_keys(std::string(KeyBytes(keys[i])));
   }
   if (request.blocks().keys().keys().empty()) return absl::OkStatus();
-  grpc::ClientContext call;
-  SetTimeout(call, context_.fetch_timeout);
-  AddClusterToken(call, context_.cluster_token);
-  const auto stream = v1::Kv::NewStub(context_.channels->Get(from.grpc()))->Evict(&call, request);
+  PeerCall call(*this, context_.fetch_timeout);
+  const auto stream = v1::Kv::NewStub(context_.channels->Get(from.grpc()))->Evict(call.context(), request);
   v1::KvProgress progress;
   while (stream->Read(&progress)) {
   }
@@ -279,7 +308,7 @@ absl::Status BlockMover::Prefetch(std::span<const BlockKey> keys, const MoveCont
   tally.total += static_cast<uint32_t>(keys.size());
   const absl::Time began = context_.clock->Now();
   for (size_t at = 0; at < keys.size(); at += BatchBlocks()) {
-    if (control.cancelled()) return absl::CancelledError("cancelled");
+    if (Over(control)) return absl::CancelledError("cancelled");
     const auto batch = keys.subspan(at, std::min(BatchBlocks(), keys.size() - at));
     const std::vector<bool> here = context_.pool->Contains(batch);
     struct Read {
@@ -306,15 +335,30 @@ absl::Status BlockMover::Prefetch(std::span<const BlockKey> keys, const MoveCont
       }
       reads.push_back({batch[i], std::move(slot->front())});
     }
-    Latch latch(std::max<size_t>(reads.size(), 1));
-    if (reads.empty()) latch.Done();
-    for (Read& read : reads) {
-      context_.disk->Read(read.key, {}, read.slot.data(), kReadTimeout, [&read, &latch](auto record) {
-        read.record = std::move(record);
-        latch.Done();
+    std::vector<Read*> todo;
+    for (Read& read : reads) todo.push_back(&read);
+    // A tier that is held to a rate answers in its time what fits into that; what came too late is asked for
+    // again, as long as some come.
+    for (int attempt = 0; !todo.empty();) {
+      Latch latch(todo.size());
+      std::vector<BlockTier::ReadId> ids;
+      for (Read* const read : todo) {
+        ids.push_back(
+            context_.disk->Read(read->key, {}, read->slot.data(), kReadTimeout, [read, &latch](auto record) {
+              read->record = std::move(record);
+              latch.Done();
+            }));
+      }
+      latch.Wait([&] {
+        control.progress(tally);
+        if (!Over(control)) return;
+        for (const BlockTier::ReadId id : std::exchange(ids, {})) context_.disk->CancelRead(id);
       });
+      const size_t answered =
+          std::erase_if(todo, [](const Read* r) { return !absl::IsDeadlineExceeded(r->record.status()); });
+      attempt = answered > 0 ? 0 : attempt + 1;
+      if (attempt > kRetries || Over(control)) break;
     }
-    latch.Wait([] {});
     for (Read& read : reads) {
       const bool whole = read.record.ok() && read.record->bytes == context_.layout.block_bytes() &&
                          read.record->info.parent &&
@@ -325,13 +369,81 @@ absl::Status BlockMover::Prefetch(std::span<const BlockKey> keys, const MoveCont
         skipped_blocks_.Add();
         continue;
       }
-      context_.pool->Publish(std::move(read.slot), std::move(read.record->info));
+      if (!context_.pool->PublishLoaded(read.slot, std::move(read.record->info))) {
+        Skip(tally, 1, "cleared meanwhile");
+        continue;
+      }
       ++tally.done;
       tally.bytes += context_.layout.block_bytes();
       prefetched_blocks_.Add();
     }
     control.progress(tally);
     if (!Pace(began, control, tally)) return absl::CancelledError("cancelled");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BlockMover::Compress(std::span<const BlockKey> keys, const MoveControl& control,
+                                  MoveTally& tally) {
+  if (context_.disk == nullptr)
+    return absl::FailedPreconditionError(context_.self.worker_id() +
+                                         " has no disk tier; see kv.disk in its config");
+  // Outlives this call where it is cancelled.
+  struct Batch {
+    std::mutex mu;
+    std::condition_variable changed;
+    size_t left = 0;
+    std::vector<absl::StatusOr<BlockTier::Compressed>> results;
+  };
+  tally.total += static_cast<uint32_t>(keys.size());
+  const absl::Time began = context_.clock->Now();
+  MoveTally looked;  // what is paced: the bytes of blocks, not what is saved
+  for (size_t at = 0; at < keys.size(); at += kCompressBatch) {
+    const auto batch = keys.subspan(at, std::min(kCompressBatch, keys.size() - at));
+    std::vector<BlockKey> todo(batch.begin(), batch.end());
+    for (int attempt = 0; !todo.empty(); ++attempt) {
+      if (Over(control)) return absl::CancelledError("cancelled");
+      const auto shared = std::make_shared<Batch>();
+      shared->left = todo.size();
+      shared->results.resize(todo.size(), absl::UnknownError(""));
+      for (size_t i = 0; i < todo.size(); ++i) {
+        context_.disk->Compress(todo[i], [shared, i](absl::StatusOr<BlockTier::Compressed> result) {
+          std::lock_guard lock(shared->mu);
+          shared->results[i] = std::move(result);
+          if (--shared->left == 0) shared->changed.notify_all();
+        });
+      }
+      std::unique_lock lock(shared->mu);
+      while (!shared->changed.wait_for(lock, absl::ToChronoNanoseconds(kLook),
+                                       [&] { return shared->left == 0; })) {
+        if (Over(control)) return absl::CancelledError("cancelled");
+        control.progress(tally);
+      }
+      std::vector<BlockKey> again;
+      for (size_t i = 0; i < todo.size(); ++i) {
+        const auto& result = shared->results[i];
+        if (result.ok()) {
+          ++tally.done;
+          tally.bytes += result->before - std::min(result->before, result->after);
+          if (result->after < result->before) compressed_blocks_.Add();
+        } else if (absl::IsFailedPrecondition(result.status())) {
+          return result.status();
+        } else if (absl::IsResourceExhausted(result.status()) && attempt < kRetries) {
+          again.push_back(todo[i]);
+        } else {
+          Skip(
+              tally, 1,
+              absl::IsNotFound(result.status()) ? "not on the disk" : std::string(result.status().message()));
+          skipped_blocks_.Add();
+        }
+      }
+      todo = std::move(again);
+      if (!todo.empty())
+        std::this_thread::sleep_for(absl::ToChronoNanoseconds(kWriteRetryPause * (1 << attempt)));
+    }
+    looked.bytes += batch.size() * context_.layout.block_bytes();
+    control.progress(tally);
+    if (!Pace(began, control, looked)) return absl::CancelledError("cancelled");
   }
   return absl::OkStatus();
 }
@@ -347,7 +459,7 @@ absl::Status BlockMover::Demote(std::span<const BlockKey> keys, const MoveContro
   const size_t step = std::clamp<size_t>(context_.disk->caps().max_writes / 2, 1, BatchBlocks());
   bool retry = true;  // until a batch's retries were of no use
   for (size_t at = 0; at < keys.size(); at += step) {
-    if (control.cancelled()) return absl::CancelledError("cancelled");
+    if (Over(control)) return absl::CancelledError("cancelled");
     const auto batch = keys.subspan(at, std::min(step, keys.size() - at));
     // One at a time: a block that is gone below was cleared, not moved by another call.
     std::unique_lock one(demote_mu_);
@@ -373,7 +485,7 @@ absl::Status BlockMover::Demote(std::span<const BlockKey> keys, const MoveContro
       std::erase_if(todo, [&](size_t i) { return !absl::IsResourceExhausted(written[i]); });
       if (todo.empty()) {
         retry = true;
-      } else if (!retry || attempt == kWriteRetries || control.cancelled()) {
+      } else if (!retry || attempt == kRetries || Over(control)) {
         retry = false;
         break;
       } else {

@@ -61,7 +61,10 @@ void Follower::LookForWorkers() {
   SetTimeout(call, kAskTimeout);
   AddClusterToken(call, context_.cluster_token);
   v1::ClusterReply cluster;
-  const auto stub = v1::Scheduler::NewStub(context_.channels->Get(options_.scheduler));
+  const SchedulerLocator::Place scheduler = context_.scheduler->Get();
+  if (scheduler.address.empty()) return;
+  AddSchedulerTerm(call, scheduler.term);
+  const auto stub = v1::Scheduler::NewStub(context_.channels->Get(scheduler.address));
   if (!stub->Cluster(&call, v1::ClusterRequest(), &cluster).ok()) return;  // the reporter says so, too
   std::vector<std::unique_ptr<Source>> gone;
   {

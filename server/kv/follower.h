@@ -20,7 +20,6 @@ namespace tidepool {
 class Follower {
  public:
   struct Options {
-    std::string scheduler;  // host:port
     FollowCore::Options core;
     uint64_t bytes_per_second = 0;  // 0: no limit
   };

@@ -9,6 +9,7 @@
 #include "kvstore/block_pool.h"
 #include "kvstore/block_tier.h"
 #include "kvstore/fetch_node.h"
+#include "server/cluster/scheduler_locator.h"
 #include "server/rpc/rpc.h"
 #include "tidepool/v1/kv.grpc.pb.h"
 
@@ -29,6 +30,8 @@ struct KvContext {
   std::function<void(const BlockKey&, const BlockLease&)> on_copied;
   FetchNode* fetch = nullptr;
   ChannelCache* channels = nullptr;
+  // Whom to ask, and whose orders to obey; may be null where nothing asks.
+  SchedulerLocator* scheduler = nullptr;
   absl::Duration fetch_timeout = absl::Seconds(10);  // of one batch of blocks
   const Clock* clock = &Clock::Real();               // FetchNode's
 };

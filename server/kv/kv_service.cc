@@ -87,8 +87,10 @@ void KvService::Stop() {
     subscriptions = subscriptions_;
   }
   for (const auto& subscription : subscriptions) subscription->Stop();
+  mover_.Stop();
   peer_calls_.Stop();
   local_calls_.Stop();
+  compress_calls_.Stop();
 }
 
 template <typename Body>
@@ -239,8 +241,8 @@ grpc::ServerUnaryReactor* KvService::Unpin(grpc::CallbackServerContext* rpc,
   });
 }
 
-grpc::ServerUnaryReactor* KvService::Stats(grpc::CallbackServerContext* rpc, const v1::KvStatsRequest*,
-                                           v1::KvStatsReply* reply) {
+grpc::ServerUnaryReactor* KvService::Stats(grpc::CallbackServerContext* rpc,
+                                           const v1::KvStatsRequest* request, v1::KvStatsReply* reply) {
   return Answer(rpc, [&]() -> absl::Status {
     const BlockPool::Stats pool = context_.pool->stats();
     reply->set_worker_id(context_.self.worker_id());
@@ -261,12 +263,27 @@ grpc::ServerUnaryReactor* KvService::Stats(grpc::CallbackServerContext* rpc, con
     reply->set_event_seq(context_.pool->events().next() - 1);
     reply->set_offers(static_cast<uint32_t>(context_.fetch->offers()));
     reply->set_active_fetches(static_cast<uint32_t>(context_.fetch->active_fetches()));
+    if (!request->with_tenants()) return absl::OkStatus();
+    std::vector<BlockPool::TenantUsage> tenants = context_.pool->tenants();
+    if (tenants.size() > kKvTenantsMax) tenants.resize(kKvTenantsMax);
+    for (const BlockPool::TenantUsage& usage : tenants) {
+      v1::KvTenantUsage* const tenant = reply->add_tenants();
+      tenant->set_tenant(usage.tenant);
+      tenant->set_host_bytes(usage.bytes);
+      tenant->set_quota_bytes(usage.quota);
+    }
     return absl::OkStatus();
   });
 }
 
 KvService::Progress* KvService::Copy(grpc::CallbackServerContext* rpc, const v1::KvCopyRequest* request) {
   if (const absl::Status s = CheckClusterToken(*rpc, context_.cluster_token); !s.ok()) return Refuse(s);
+  // A scheduler's orders say which term it leads; others copy without one.
+  if (const uint64_t term = SchedulerTermOf(*rpc);
+      term != 0 && context_.scheduler != nullptr && !context_.scheduler->Obey(term)) {
+    return Refuse(absl::FailedPreconditionError(absl::StrCat(
+        "the scheduler of term ", term, " does not lead any more; another one gives orders now")));
+  }
   auto keys = ParseKeys(request->keys(), "keys");
   if (!keys.ok()) return Refuse(keys.status());
   if (request->from().worker_id().empty() || request->from().grpc().empty())
@@ -355,29 +372,35 @@ absl::Status KvService::Remove(const KvSelection& selection, bool host, bool dis
     answer->erased = std::move(erased);
     answer->in.notify_all();
   });
+  // What was read from the disk into the host tier before it was erased there.
+  const auto remove_read = [&] {
+    if (!host) return;
+    const BlockPool::Removed again = remove_host();
+    tally.total += static_cast<uint32_t>(again.blocks);
+    tally.done += static_cast<uint32_t>(again.blocks);
+    tally.bytes += again.bytes;
+  };
   const absl::Time began = context_.clock->Now();
   std::unique_lock lock(answer->mu);
   while (!answer->in.wait_for(lock, absl::ToChronoNanoseconds(kLook),
                               [&] { return answer->erased.has_value(); })) {
     // What was accepted is carried out all the same.
-    if (control.cancelled()) return absl::CancelledError("cancelled; the disk tier goes on erasing");
-    if (context_.clock->Now() - began > kEraseTimeout) {
+    const bool cancelled = control.cancelled();
+    if (cancelled || context_.clock->Now() - began > kEraseTimeout) {
+      lock.unlock();
+      remove_read();
+      if (cancelled) return absl::CancelledError("cancelled; the disk tier goes on erasing");
       return absl::DeadlineExceededError(absl::StrCat("disk tier: it has not erased within ",
                                                       absl::FormatDuration(kEraseTimeout),
                                                       " and goes on; look at its health, and ask again"));
     }
     control.progress(tally);
   }
+  lock.unlock();  // nobody writes to it any more
+  remove_read();
   TP_RETURN_IF_ERROR(Annotate(answer->erased->status(), "disk tier"));
   tally.total += static_cast<uint32_t>(**answer->erased);
   tally.done += static_cast<uint32_t>(**answer->erased);
-  if (host) {
-    // What was read from the disk into the host tier before it was erased there.
-    const BlockPool::Removed again = remove_host();
-    tally.total += static_cast<uint32_t>(again.blocks);
-    tally.done += static_cast<uint32_t>(again.blocks);
-    tally.bytes += again.bytes;
-  }
   return absl::OkStatus();
 }
 
@@ -407,6 +430,18 @@ KvService::Progress* KvService::Clear(grpc::CallbackServerContext* rpc, const v1
   return Run(local_calls_, "clear", 0,
              [this, selected = *std::move(selected)](const MoveControl& control, MoveTally& tally) {
                return Remove(selected, /*host=*/true, /*disk=*/true, /*pinned=*/true, control, tally);
+             });
+}
+
+KvService::Progress* KvService::Compress(grpc::CallbackServerContext* rpc,
+                                         const v1::KvCompressRequest* request) {
+  if (const absl::Status s = CheckClusterToken(*rpc, context_.cluster_token); !s.ok()) return Refuse(s);
+  auto selected = ParseSelector(context_, request->blocks(), KvSelectorKinds::kAny);
+  if (!selected.ok()) return Refuse(selected.status());
+  return Run(compress_calls_, "compress", request->bytes_per_second(),
+             [this, selected = *std::move(selected)](const MoveControl& control, MoveTally& tally) {
+               return mover_.Compress(selected.keys ? *selected.keys : DiskKeys(context_, selected), control,
+                                      tally);
              });
 }
 

@@ -14,7 +14,8 @@ namespace tidepool {
 class EventSubscription;
 
 // KvService: the pool's control API of one process (proto/tidepool/v1/kv.proto). Long operations run on two
-// threads of its own, and at most 16 wait; each of at most 16 subscribers has a thread. Thread-safe.
+// threads of its own of each kind (one for compressing), and at most 16 of it wait; each of at most 16
+// subscribers has a thread. Thread-safe.
 class KvService final : public v1::Kv::CallbackService {
  public:
   static constexpr size_t kLongThreads = 2;
@@ -50,6 +51,8 @@ class KvService final : public v1::Kv::CallbackService {
                                                   const v1::KvEvictRequest* request) override;
   grpc::ServerWriteReactor<v1::KvProgress>* Clear(grpc::CallbackServerContext* rpc,
                                                   const v1::KvClearRequest* request) override;
+  grpc::ServerWriteReactor<v1::KvProgress>* Compress(grpc::CallbackServerContext* rpc,
+                                                     const v1::KvCompressRequest* request) override;
   grpc::ServerWriteReactor<v1::KvEventBatch>* Subscribe(grpc::CallbackServerContext* rpc,
                                                         const v1::KvSubscribeRequest* request) override;
 
@@ -75,6 +78,8 @@ class KvService final : public v1::Kv::CallbackService {
   // each other's would both stand still if they shared threads.
   LongCalls peer_calls_{kLongThreads, kLongWaiting};
   LongCalls local_calls_{kLongThreads, kLongWaiting};
+  // Paced, it takes hours: an eviction or a clear does not wait for that.
+  LongCalls compress_calls_{1, kLongWaiting};
   std::mutex mu_;
   bool stopping_ = false;
   std::set<std::shared_ptr<EventSubscription>> subscriptions_;

@@ -12,6 +12,7 @@ namespace tidepool {
 // Limits of one call.
 inline constexpr size_t kKvKeysMax = 65536;
 inline constexpr size_t kKvWhereMax = 4096;
+inline constexpr size_t kKvTenantsMax = 1000;
 
 // Which blocks a v1::KvSelector means here.
 struct KvSelection {

@@ -1,7 +1,5 @@
 #include "server/kv/store_server.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <mutex>
@@ -10,19 +8,14 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "base/digest.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "kvstore/codec/block_codec.h"
 #include "server/http/admin_server.h"
 #include "server/kv/follower.h"
 #include "server/kv/kv_service.h"
-#include "server/kv/tier_events.h"
-#include "server/worker/make_disk_tier.h"
-#include "server/worker/reporter.h"
-#include "server/worker/transport_options.h"
-#include "server/worker/write_behind.h"
-#include "transport/factory.h"
+#include "server/model/model.h"
+#include "server/model/text/tokenizer.h"
+#include "server/worker/kv_node.h"
 
 namespace tidepool {
 namespace {
@@ -31,17 +24,21 @@ constexpr absl::Duration kModelPoll = absl::Milliseconds(200);
 constexpr absl::Duration kModelAskTimeout = absl::Seconds(2);
 constexpr absl::Duration kWaitLog = absl::Seconds(10);
 
-std::string HostName() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
-}
+// What storing the last blocks may take at shutdown where the grace is used up.
+constexpr absl::Duration kFlushMin = absl::Milliseconds(200);
 
-BlockLayout LayoutOf(const v1::ModelIdentity& model) {
-  return {.layers = model.layers(),
-          .kv_heads = model.kv_heads(),
-          .head_dim = model.head_dim(),
-          .block_tokens = model.block_tokens(),
-          .dtype = static_cast<DType>(model.kv_dtype())};
+// Of the model in the directory `store.model`, under everything else that the configuration says of models.
+absl::StatusOr<v1::ModelIdentity> ConfiguredModel(const Config& config) {
+  ModelConfig model = config.model;
+  model.path = config.store.model;
+  auto identity = [&]() -> absl::StatusOr<v1::ModelIdentity> {
+    TP_ASSIGN_OR_RETURN(const auto tokenizer,
+                        Tokenizer::Load(model.tokenizer.empty() ? model.path : model.tokenizer));
+    TP_ASSIGN_OR_RETURN(const ModelDescription described, DescribeModel(model, tokenizer->Digest()));
+    return IdentityOf(described, config.kv.block_tokens, config.kv.codec);
+  }();
+  if (!identity.ok()) return Annotate(identity.status(), "store.model");
+  return identity;
 }
 
 // What a store answers of the Worker service: `ctl` asks every member of the cluster the same.
@@ -65,13 +62,7 @@ class StoreWorkerService final : public v1::Worker::CallbackService {
         std::lock_guard lock(mu_);
         *reply = description_;
       }
-      const BlockPool::Stats pool = context_.pool->stats();
-      reply->set_slots_total(pool.slots);
-      reply->set_slots_free(pool.free + pool.evictable);
-      reply->set_slots_leased(pool.leased);
-      reply->set_slots_quarantined(pool.quarantined);
-      reply->set_published_blocks(pool.published);
-      reply->set_offers(static_cast<uint32_t>(context_.fetch->offers()));
+      FillCounts(*context_.pool, *context_.fetch, *reply);
     }
     reactor->Finish(ToGrpc(token));
     return reactor;
@@ -96,19 +87,13 @@ class StoreWorkerService final : public v1::Worker::CallbackService {
 
 // Members are destroyed in reverse order: servers first, then what they call.
 struct StoreServer::Impl {
-  Impl(Config c, MetricRegistry& m) : config(std::move(c)), metrics(m) {}
+  Impl(Config c, MetricRegistry& m) : config(std::move(c)), metrics(m), node(config, channels, metrics) {}
 
   Config config;
   MetricRegistry& metrics;
-  KvContext context;
-  v1::ModelIdentity model;
   ChannelCache channels;
   std::unique_ptr<HttpServer> admin;
-  std::unique_ptr<BlockPool> pool;
-  std::unique_ptr<BlockTier> disk;  // null: none
-  std::unique_ptr<TierEvents> disk_events;
-  std::unique_ptr<WriteBehind> write_behind;
-  std::unique_ptr<FetchNode> fetch;
+  KvNode node;
   std::unique_ptr<KvService> kv;
   std::unique_ptr<Reporter> reporter;
   std::unique_ptr<StoreWorkerService> worker;
@@ -116,16 +101,11 @@ struct StoreServer::Impl {
   std::unique_ptr<Follower> follower;
   std::atomic<bool> running{false};
   std::atomic<bool> draining{false};
-  bool named = false;  // by the configuration
   bool shut_down = false;
 
   absl::Status Start();
   absl::Status StartAdmin();
-  absl::Status WaitForModel();
-  absl::Status StartPool();
-  absl::Status StartDisk();
-  absl::Status StartFetch();
-  void MakeReporter();
+  absl::StatusOr<v1::ModelIdentity> WaitForModel();
   void StartFollower();
   void BeginDrain() {
     if (draining.exchange(true)) return;
@@ -146,158 +126,79 @@ absl::Status StoreServer::Impl::StartAdmin() {
   return absl::OkStatus();
 }
 
-absl::Status StoreServer::Impl::WaitForModel() {
+absl::StatusOr<v1::ModelIdentity> StoreServer::Impl::WaitForModel() {
   const absl::Time began = Clock::Real().Now();
   absl::Time said = absl::InfinitePast();
-  const auto stub = v1::Scheduler::NewStub(channels.Get(config.cluster.scheduler));
   for (;;) {
+    const SchedulerLocator::Place scheduler = node.scheduler->Get();
     grpc::ClientContext call;
+    AddSchedulerTerm(call, scheduler.term);
     SetTimeout(call, kModelAskTimeout);
     AddClusterToken(call, config.cluster.token);
     v1::ClusterReply cluster;
-    const absl::Status status = FromGrpc(stub->Cluster(&call, v1::ClusterRequest(), &cluster));
-    if (status.ok() && cluster.model().layers() > 0) {
-      model = cluster.model();
-      return absl::OkStatus();
-    }
-    if (absl::IsUnauthenticated(status)) return Annotate(status, config.cluster.scheduler);
+    const absl::Status status =
+        scheduler.address.empty()
+            ? absl::UnavailableError("none is known to lead")
+            : FromGrpc(v1::Scheduler::NewStub(channels.Get(scheduler.address))->Cluster(&call, {}, &cluster));
+    if (status.ok() && cluster.model().layers() > 0) return cluster.model();
+    if (absl::IsUnauthenticated(status)) return Annotate(status, scheduler.address);
     const absl::Time now = Clock::Real().Now();
     const std::string why =
         status.ok() ? "no worker has registered there yet" : std::string(status.message());
     if (now - began > config.cluster.start_timeout) {
-      return absl::DeadlineExceededError("the scheduler at " + config.cluster.scheduler +
+      return absl::DeadlineExceededError("the scheduler at " + scheduler.address +
                                          " named no model within cluster.start_timeout: " + why);
     }
     if (now - said > kWaitLog) {
-      spdlog::info("waiting for the scheduler at {} to name the model: {}", config.cluster.scheduler, why);
+      spdlog::info("waiting for the scheduler at {} to name the model: {}", scheduler.address, why);
       said = now;
     }
     std::this_thread::sleep_for(absl::ToChronoNanoseconds(kModelPoll));
   }
 }
 
-absl::Status StoreServer::Impl::StartPool() {
-  context.layout = LayoutOf(model);
-  context.fingerprint = model.fingerprint();
-  context.codec = model.kv_codec().empty() ? "none" : model.kv_codec();
-  const uint64_t slots = config.kv.host_bytes / std::max<uint64_t>(context.layout.block_bytes(), 1);
-  if (slots == 0) {
-    return absl::InvalidArgumentError("kv.host_bytes is less than one block of " +
-                                      std::to_string(context.layout.block_bytes()) + " bytes; raise it");
-  }
-  BlockPool::Options options;
-  options.layout = context.layout;
-  options.slots = static_cast<uint32_t>(std::min<uint64_t>(slots, UINT32_MAX));
-  options.metrics = &metrics;
-  options.policy = config.kv.policy;
-  options.tenant_quota_bytes = config.kv.tenant_quota_bytes;
-  options.hard_pin_share = config.kv.hard_pin_percent / 100.0;
-  options.memory = {.huge_pages = config.kv.huge_pages,
-                    .numa_node = config.kv.numa_node,
-                    .lock_memory = config.kv.lock_memory};
-  TP_ASSIGN_OR_RETURN(pool, BlockPool::Create(options));
-  context.pool = pool.get();
-  return absl::OkStatus();
-}
-
-// Everything that comes here is worth a disk's room, as far as kv.disk.admission says so: a block that leaves
-// the host tier is there then.
-absl::Status StoreServer::Impl::StartDisk() {
-  // An id with a pid in it would not find its blocks again.
-  KvConfig kv = config.kv;
-  kv.codec = context.codec;
-  TP_ASSIGN_OR_RETURN(disk, MakeDiskTier(kv, named ? config.store.id : "store", context.fingerprint,
-                                         context.layout, metrics));
-  if (!disk) return absl::OkStatus();
-  context.disk = disk.get();
-  disk_events = std::make_unique<TierEvents>(*disk, pool->events());
-  TP_ASSIGN_OR_RETURN(write_behind, MakeWriteBehind(kv, *pool, *disk, metrics));
-  context.on_copied = [this](const BlockKey& key, const BlockLease& lease) {
-    write_behind->Offer(key, lease);
-  };
-  return absl::OkStatus();
-}
-
-absl::Status StoreServer::Impl::StartFetch() {
-  TP_ASSIGN_OR_RETURN(auto transport, CreateTransport(TransportOptionsOf(
-                                          config.transport, context.self.worker_id(), &metrics)));
-  FetchNode::Options options;
-  options.worker_id = context.self.worker_id();
-  options.boot_id = context.self.boot_id();
-  options.fingerprint = context.fingerprint;
-  options.pool = pool.get();
-  options.transport = std::move(transport);
-  options.metrics = &metrics;
-  options.offer_lease = config.kv.offer_lease;
-  options.share_arena = config.transport.share_arena;
-  options.lanes = config.transport.lanes;
-  options.flow.window_bytes = config.transport.window_bytes;
-  options.disk = disk.get();
-  TP_ASSIGN_OR_RETURN(options.codec, GetBlockCodec(context.codec));
-  TP_ASSIGN_OR_RETURN(fetch, FetchNode::Start(std::move(options)));
-  context.fetch = fetch.get();
-  context.self.set_transport(fetch->address());
-  context.self.set_arena(fetch->arena_address());
-  return absl::OkStatus();
-}
-
-void StoreServer::Impl::MakeReporter() {
-  Reporter::Options options;
-  options.scheduler = config.cluster.scheduler;
-  options.cluster_token = config.cluster.token;
-  options.interval = config.worker.report_interval;
-  options.base.set_role(v1::ROLE_STORE);
-  *options.base.mutable_model() = model;
-  options.pool = pool.get();
-  options.disk = disk.get();
-  options.fill = [](v1::WorkerReport&) {};
-  reporter = std::make_unique<Reporter>(std::move(options), channels, metrics);
-}
-
 void StoreServer::Impl::StartFollower() {
   if (config.store.follow == "none") return;
   Follower::Options options;
-  options.scheduler = config.cluster.scheduler;
   options.core.all = config.store.follow == "all";
   options.bytes_per_second = config.store.follow_bytes_per_second;
-  follower = std::make_unique<Follower>(std::move(options), context, kv->mover(), metrics);
+  follower = std::make_unique<Follower>(std::move(options), node.context, kv->mover(), metrics);
 }
 
 absl::Status StoreServer::Impl::Start() {
-  const std::string host = HostName();
-  named = !config.store.id.empty();
-  if (!named) config.store.id = "store-" + host + "-" + std::to_string(getpid());
-  context.self.set_worker_id(config.store.id);
-  context.self.set_boot_id(RandomHexId());
-  context.self.set_pid(static_cast<uint32_t>(getpid()));
-  context.self.set_host(host);
-  context.cluster_token = config.cluster.token;
-  context.channels = &channels;
-  context.fetch_timeout = config.transport.fetch_timeout;
+  node.SetName("store", config.store.id);
+  TP_RETURN_IF_ERROR(node.FindScheduler());
   TP_RETURN_IF_ERROR(StartAdmin());
-  TP_RETURN_IF_ERROR(WaitForModel());
-  TP_RETURN_IF_ERROR(StartPool());
-  TP_RETURN_IF_ERROR(StartDisk());
-  TP_RETURN_IF_ERROR(StartFetch());
-  kv = std::make_unique<KvService>(context, metrics);
-  MakeReporter();
-  v1::DescribeReply description;
-  description.set_role(v1::ROLE_STORE);
-  description.set_version(TIDEPOOL_VERSION);
-  *description.mutable_model() = model;
-  *description.mutable_address() = context.self;
-  worker = std::make_unique<StoreWorkerService>(context, std::move(description), [this] { BeginDrain(); });
+  v1::ModelIdentity model;
+  if (config.store.model.empty()) {
+    TP_ASSIGN_OR_RETURN(model, WaitForModel());
+  } else {
+    TP_ASSIGN_OR_RETURN(model, ConfiguredModel(config));
+  }
+  TP_RETURN_IF_ERROR(node.StartTiers(model));
+  TP_RETURN_IF_ERROR(node.StartFetch());
+  if (WriteBehind* const store = node.store.get(); store != nullptr) {
+    // Everything that comes here is worth a disk's room, as far as kv.disk.admission says so: a block that
+    // leaves the host tier is there then.
+    node.context.on_copied = [store](const BlockKey& key, const BlockLease& lease) {
+      store->Offer(key, lease);
+    };
+  }
+  kv = std::make_unique<KvService>(node.context, metrics);
+  reporter = node.MakeReporter(v1::ROLE_STORE, [](v1::WorkerReport&) {});
+  v1::DescribeReply description = node.Describe(v1::ROLE_STORE);
+  *description.mutable_address() = node.context.self;
+  worker =
+      std::make_unique<StoreWorkerService>(node.context, std::move(description), [this] { BeginDrain(); });
   TP_ASSIGN_OR_RETURN(rpc, StartRpcServer(config.store.listen, {kv.get(), worker.get()}));
-  v1::WorkerAddress self = context.self;
-  self.set_grpc(config.store.listen.substr(0, config.store.listen.rfind(':')) + ":" +
-                std::to_string(rpc.port));
-  worker->SetGrpc(self.grpc());
-  reporter->Start(self);
+  node.SetListening(config.store.listen, rpc.port);
+  worker->SetGrpc(node.context.self.grpc());
+  reporter->Start(node.context.self);
   running = true;
   StartFollower();
   spdlog::info("store of model {}: {}, {} KV blocks of {} tokens ({} bytes each)", model.name(),
-               context.layout.ToString(), pool->stats().slots, context.layout.block_tokens,
-               context.layout.block_bytes());
+               node.layout.ToString(), node.pool->stats().slots, node.layout.block_tokens,
+               node.layout.block_bytes());
   return absl::OkStatus();
 }
 
@@ -313,22 +214,27 @@ absl::StatusOr<std::unique_ptr<StoreServer>> StoreServer::Start(const Config& co
 
 int StoreServer::port() const { return impl_->rpc.port; }
 int StoreServer::metrics_port() const { return impl_->admin->port(); }
-const std::string& StoreServer::id() const { return impl_->context.self.worker_id(); }
+const std::string& StoreServer::id() const { return impl_->node.context.self.worker_id(); }
 bool StoreServer::ready() const { return impl_->reporter->status().ok() && !impl_->draining; }
 void StoreServer::BeginDrain() { impl_->BeginDrain(); }
 
 void StoreServer::Shutdown(absl::Duration grace) {
   if (std::exchange(impl_->shut_down, true)) return;
+  const absl::Time deadline = Clock::Real().Now() + grace;
   if (impl_->running) impl_->BeginDrain();
+  if (impl_->kv) impl_->kv->Stop();  // the follower's copies, too
   impl_->follower.reset();
-  if (impl_->kv) impl_->kv->Stop();
   if (impl_->rpc.server) {
     impl_->rpc.server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
     impl_->rpc.server->Wait();
   }
   if (impl_->admin) impl_->admin->Shutdown(absl::ZeroDuration());  // it asks the reporter
+  WriteBehind* const store = impl_->node.store.get();
+  if (store != nullptr && !store->Flush(std::max(deadline - Clock::Real().Now(), kFlushMin))) {
+    spdlog::warn("some blocks were not stored: the drain time is over");
+  }
+  if (impl_->running) impl_->reporter->Leave();
   impl_->reporter.reset();
-  if (impl_->write_behind) impl_->write_behind->Flush(grace);
 }
 
 }  // namespace tidepool

@@ -13,12 +13,14 @@ namespace tidepool {
 // StoreServer: a node of DRAM and disk that computes nothing (`tidepool store`): a pool, its disk tier, a
 // fetch node that serves both, the control API, and a follower that takes over what the workers' requests
 // proved worth keeping. Blocks know nothing of models here but their layout and the model's fingerprint, both
-// of which come from the cluster.
+// of which come from the cluster, or from the directory `store.model`.
 class StoreServer {
  public:
-  // Waits until the scheduler knows a model (its first worker said which), for cluster.start_timeout at most;
-  // /readyz says meanwhile what it waits for. Errors: DeadlineExceeded, InvalidArgument (configuration),
-  // ResourceExhausted (memory), Unavailable (an address cannot be bound).
+  // Without store.model: waits until the scheduler knows a model (its first worker said which), for
+  // cluster.start_timeout at most; /readyz says meanwhile what it waits for. With it nobody is waited for;
+  // where the cluster's model turns out to be another, the scheduler refuses the store, and /readyz and the
+  // log say in what they differ. Errors: those of DescribeModel and Tokenizer::Load, DeadlineExceeded,
+  // InvalidArgument (configuration), ResourceExhausted (memory), Unavailable (an address cannot be bound).
   static absl::StatusOr<std::unique_ptr<StoreServer>> Start(const Config& config, MetricRegistry& metrics);
   ~StoreServer();
 

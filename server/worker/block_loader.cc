@@ -315,8 +315,8 @@ void BlockLoader::PublishLate(const SpanLoad::Part& part, std::vector<BlockLease
   for (size_t i = 0; i < part.blocks.size() && i < slots.size() && i < filled.size(); ++i) {
     if (!filled[i] || slots[i].empty()) continue;
     // The next request of this prefix finds it; dropping the lease leaves it to the eviction policy.
-    env_.pool->Publish(std::move(slots[i]), spec_.blocks[part.blocks[i] - Begin()]);
-    env_.probe->late_blocks.Add();
+    if (env_.pool->PublishLoaded(slots[i], spec_.blocks[part.blocks[i] - Begin()]))
+      env_.probe->late_blocks.Add();
   }
 }
 
@@ -336,7 +336,8 @@ void BlockLoader::Finish(Actions& actions) {
     result.from.push_back(source.kind);
     env_.probe->blocks[static_cast<size_t>(source.kind)]->Add();
     if (source.peer) ++result.fetched;
-    result.leases[i] = env_.pool->Publish(std::move(result.leases[i]), spec_.blocks[i]);
+    // One that was cleared meanwhile serves this request, and nobody else.
+    env_.pool->PublishLoaded(result.leases[i], spec_.blocks[i]);
   }
   if (result.fetched > 0) result.transport = transport_;
   for (const Source& source : sources_) {

@@ -30,7 +30,12 @@ GenerateCall::GenerateCall(WorkerContext& context, const v1::WorkerGenerateReque
 }
 
 absl::Status GenerateCall::Check() {
-  TP_RETURN_IF_ERROR(CheckPrompt(*context_.model, blocks_.prompt(), request_.max_tokens()));
+  TP_RETURN_IF_ERROR(CheckEmitted(blocks_.prompt(), request_.emitted_tokens(), request_.max_tokens()));
+  TP_RETURN_IF_ERROR(
+      CheckPrompt(*context_.model, blocks_.prompt(), request_.max_tokens() - request_.emitted_tokens()));
+  if (request_.emitted_tokens() > 0 && (pooled() || request_.has_prompt_logprobs())) {
+    return absl::InvalidArgumentError("emitted_tokens goes with neither pooling nor prompt_logprobs");
+  }
   if (pooled() != (request_.max_tokens() == 0)) {
     return absl::InvalidArgumentError(pooled() ? "max_tokens must be 0 with pooling: there is no answer"
                                                : "max_tokens must be at least 1");
@@ -47,9 +52,7 @@ absl::Status GenerateCall::Check() {
     return absl::InvalidArgumentError("prompt_logprobs is " + std::to_string(request_.prompt_logprobs()) +
                                       "; it may be at most " + std::to_string(kTopLogprobsMax));
   }
-  const uint32_t blocks =
-      (static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens() + blocks_.block_tokens() - 1) /
-      blocks_.block_tokens();
+  const uint32_t blocks = (tokens_max() + blocks_.block_tokens() - 1) / blocks_.block_tokens();
   if (blocks > context_.pool->stats().slots) {
     return absl::InvalidArgumentError(
         "the request needs " + std::to_string(blocks) + " KV blocks, the worker has " +
@@ -58,6 +61,7 @@ absl::Status GenerateCall::Check() {
   if (!request_.sampling().grammar().empty()) {
     TP_ASSIGN_OR_RETURN(constraint_,
                         context_.constraints->Make(request_.sampling().grammar(), request_.salt()));
+    TP_RETURN_IF_ERROR(AcceptEmitted(blocks_.prompt(), request_.emitted_tokens(), *constraint_));
   }
   return absl::OkStatus();
 }
@@ -81,8 +85,7 @@ bool GenerateCall::TryReserve() {
   if (phase_ != Phase::kWaiting) return true;
   // What is to be known of every token of the prompt is nowhere but here, and computed: nothing is reused.
   const bool whole = request_.has_prompt_logprobs() || request_.pooling() == v1::POOLING_MEAN;
-  if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()) + request_.max_tokens(), !whole,
-                          batch_class())) {
+  if (!blocks_.TryReserve(tokens_max(), !whole, batch_class())) {
     return false;
   }
   granted_ = context_.clock->Now();
@@ -91,7 +94,9 @@ bool GenerateCall::TryReserve() {
   const bool here = request_.prefill().worker_id().empty() ||
                     request_.prefill().worker_id() == context_.self.worker_id() ||
                     blocks_.published() == blocks_.reusable() || pooled() ||
-                    (constraint_ && constraint_->MustEnd());  // no first token: nothing to prefill for
+                    // Nothing is to be drawn: nothing to prefill for.
+                    (constraint_ && constraint_->MustEnd()) ||
+                    (!pooled() && request_.emitted_tokens() == request_.max_tokens());
   if (!whole && here) loader_ = blocks_.MakeLoader(attempt_id_, request_.attempt(), request_.holders());
   if (!whole && !here) StartRemotePrefill();
   request_.mutable_sampling()->clear_grammar();
@@ -119,6 +124,7 @@ void GenerateCall::StartRemotePrefill() {
   request.set_priority(request_.priority());
   request.set_session(request_.session());
   request.set_turn(request_.turn());
+  request.set_emitted_tokens(request_.emitted_tokens());
   remote_ = true;
   prefill_running_ = true;
   next_offer_ = blocks_.published();
@@ -226,7 +232,7 @@ void GenerateCall::MaybeSubmit() {
 void GenerateCall::Submit() {
   const absl::Time now = context_.clock->Now();
   ReleasePeer();
-  SequenceGoal goal{.max_tokens = request_.max_tokens()};
+  SequenceGoal goal{.max_tokens = request_.max_tokens(), .emitted_tokens = request_.emitted_tokens()};
   if (request_.has_prompt_logprobs()) goal.prompt_logprobs = static_cast<int32_t>(request_.prompt_logprobs());
   if (pooled()) {
     goal.pooling = request_.pooling() == v1::POOLING_MEAN ? SequencePooling::kMean : SequencePooling::kLast;
@@ -286,7 +292,7 @@ void GenerateCall::OnToken(OutputToken token) {
   ToProto(token, *event.add_tokens());
   std::lock_guard lock(mu_);
   if (phase_ == Phase::kEnded) return;
-  if (token.index == 0) {
+  if (token.index == request_.emitted_tokens()) {
     first_token_ = context_.clock->Now();
     *event.mutable_path() = path_;
     context_.reporter->Prefilled(request_.request_id());

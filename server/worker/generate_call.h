@@ -42,6 +42,10 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
 
   bool pooled() const { return request_.pooling() != v1::POOLING_UNSPECIFIED; }
   bool batch_class() const { return request_.request_class() == v1::REQUEST_CLASS_BATCH; }
+  // Prompt and answer together.
+  uint32_t tokens_max() const {
+    return static_cast<uint32_t>(request_.prompt_size()) - request_.emitted_tokens() + request_.max_tokens();
+  }
   // Everything that may be wrong with the request, before it waits for anything; makes constraint_.
   absl::Status Check();
   // Under SlotQueue's lock; true when slots were granted (or the request is over).

@@ -23,10 +23,12 @@ PrefillCall::PrefillCall(WorkerContext& context, const v1::PrefillRequest& reque
 
 absl::Status PrefillCall::Check() {
   TP_RETURN_IF_ERROR(CheckPrompt(*context_.model, blocks_.prompt(), 1));
+  TP_RETURN_IF_ERROR(CheckEmitted(blocks_.prompt(), request_.emitted_tokens(), UINT32_MAX));
   TP_RETURN_IF_ERROR(CheckSampling(*context_.model, request_.sampling()));
   if (request_.sampling().grammar().empty()) return absl::OkStatus();
   TP_ASSIGN_OR_RETURN(constraint_,
                       context_.constraints->Make(request_.sampling().grammar(), request_.salt()));
+  TP_RETURN_IF_ERROR(AcceptEmitted(blocks_.prompt(), request_.emitted_tokens(), *constraint_));
   request_.mutable_sampling()->clear_grammar();
   return absl::OkStatus();
 }
@@ -90,7 +92,9 @@ void PrefillCall::OnLoaded(BlockLoader::Result result) {
 void PrefillCall::Submit() {
   cached_tokens_ = blocks_.ready_tokens();
   phase_ = Phase::kEngine;
-  SequenceGoal goal{.prefill_only = true, .stream_layers = context_.config.transport.layer_streaming};
+  SequenceGoal goal{.emitted_tokens = request_.emitted_tokens(),
+                    .prefill_only = true,
+                    .stream_layers = context_.config.transport.layer_streaming};
   goal.constraint = std::move(constraint_);
   goal.batch_class = batch_class();
   goal.priority = EnginePriority(request_.priority());

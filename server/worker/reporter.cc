@@ -10,6 +10,7 @@ namespace tidepool {
 namespace {
 
 constexpr absl::Duration kReportTimeout = absl::Seconds(2);
+constexpr absl::Duration kLeaveTimeout = absl::Milliseconds(500);
 // Nudges closer together than this are sent as one report.
 constexpr absl::Duration kMinInterval = absl::Milliseconds(5);
 // Events a report carries; more follow in the next.
@@ -26,20 +27,35 @@ Reporter::Reporter(Options options, ChannelCache& channels, MetricRegistry& metr
       channels_(channels),
       failures_(metrics.AddCounter("tidepool_worker_report_failures_total",
                                    "Reports to the scheduler that failed or were refused.")),
-      status_(absl::UnavailableError("not yet registered with the scheduler at " + options_.scheduler)) {}
+      status_(absl::UnavailableError("not yet registered with a scheduler")) {}
 
 void Reporter::Start(v1::WorkerAddress self) {
   *options_.base.mutable_address() = std::move(self);
   thread_ = std::thread([this] { Run(); });
 }
 
-Reporter::~Reporter() {
+Reporter::~Reporter() { Stop(); }
+
+void Reporter::Stop() {
   {
     std::lock_guard lock(mu_);
     stop_ = true;
   }
   wake_.notify_all();
   if (thread_.joinable()) thread_.join();
+}
+
+void Reporter::Leave() {
+  Stop();
+  if (!status().ok()) return;  // it knows nothing of us
+  v1::WorkerReport report = options_.base;
+  report.set_seq(++seq_);
+  report.set_draining(true);
+  report.set_snapshot(true);
+  AddTiers(report);
+  v1::ReportReply reply;
+  const absl::Status sent = Send(report, kLeaveTimeout, reply);
+  if (!sent.ok()) spdlog::debug("the scheduler was not told: {}", std::string(sent.message()));
 }
 
 void Reporter::Nudge() {
@@ -72,17 +88,24 @@ void Reporter::Run() {
   while (!stop_) {
     nudged_ = false;
     lock.unlock();
+    const SchedulerLocator::Place before = told_;
     const absl::Status sent = SendOne();
     lock.lock();
-    if (sent.ok() != status_.ok() || sent.code() != status_.code()) {
+    const bool changed = sent.ok() != status_.ok() || sent.code() != status_.code();
+    if (changed || (sent.ok() && before != told_)) {
       if (sent.ok()) {
-        spdlog::info("registered with the scheduler at {}", options_.scheduler);
+        spdlog::info("registered with the scheduler at {}", told_.address);
       } else {
-        spdlog::warn("scheduler at {} does not accept reports: {}", options_.scheduler,
+        spdlog::warn("scheduler at {} does not accept reports: {}", told_.address,
                      std::string(sent.message()));
       }
     }
     status_ = sent;
+    if (changed && options_.on_status) {
+      lock.unlock();
+      options_.on_status(sent);
+      lock.lock();
+    }
     wake_.wait_for(lock, absl::ToChronoNanoseconds(kMinInterval), [&] { return stop_; });
     wake_.wait_for(lock, absl::ToChronoNanoseconds(options_.interval), [&] { return stop_ || nudged_; });
   }
@@ -158,6 +181,10 @@ void Reporter::AddTiers(v1::WorkerReport& report) const {
 }
 
 absl::Status Reporter::SendOne() {
+  const SchedulerLocator::Place scheduler = options_.scheduler->Get();
+  // A new one, or one that leads again, knows nothing.
+  if (scheduler != told_) snapshot_next_ = true;
+  told_ = scheduler;
   v1::WorkerReport report = options_.base;
   std::vector<std::string> prefilled;
   {
@@ -171,17 +198,22 @@ absl::Status Reporter::SendOne() {
   for (const std::string& id : prefilled) report.add_prefilled(id);
   options_.fill(report);
 
-  grpc::ClientContext context;
-  SetTimeout(context, kReportTimeout);
-  AddClusterToken(context, options_.cluster_token);
   v1::ReportReply reply;
-  const absl::Status status =
-      FromGrpc(v1::Scheduler::NewStub(channels_.Get(options_.scheduler))->Report(&context, report, &reply));
+  const absl::Status status = Send(report, kReportTimeout, reply);
   // What a failed report carried is not repeated: the next one starts the view afresh.
   snapshot_next_ = !status.ok() || reply.resync();
   if (!snapshot_next_ && (host_cursor_ || disk_cursor_)) Nudge();  // there is more to tell
   if (!status.ok()) failures_.Add();
   return status;
+}
+
+absl::Status Reporter::Send(const v1::WorkerReport& report, absl::Duration timeout, v1::ReportReply& reply) {
+  if (told_.address.empty()) return absl::UnavailableError("no scheduler is known to lead");
+  grpc::ClientContext context;
+  SetTimeout(context, timeout);
+  AddClusterToken(context, options_.cluster_token);
+  AddSchedulerTerm(context, told_.term);
+  return FromGrpc(v1::Scheduler::NewStub(channels_.Get(told_.address))->Report(&context, report, &reply));
 }
 
 }  // namespace tidepool

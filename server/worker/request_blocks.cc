@@ -1,6 +1,7 @@
 #include "server/worker/request_blocks.h"
 
 #include <algorithm>
+#include <span>
 
 #include "base/status.h"
 
@@ -120,6 +121,11 @@ void RequestBlocks::EndLoad(BlockLoader::Result result) {
     ++loaded_[static_cast<size_t>(from)];
     context_.probe->loaded_hit_tokens[static_cast<size_t>(from)]->Add(block_tokens());
   }
+  // A hit of the disk is a use of its block, as one of the host tier is.
+  for (uint32_t i = 0; context_.store != nullptr && i < result.loaded; ++i) {
+    if (result.from[i] == LoadedFrom::kDisk)
+      context_.store->OfferAgain(keys_[published_ + i], blocks_[published_ + i]);
+  }
   published_ += result.loaded;
   fetched_blocks_ += result.fetched;
   fetched_bytes_ += result.bytes;
@@ -137,10 +143,14 @@ PlannedFetch RequestBlocks::StartFetch(const std::string& attempt_id, uint32_t a
   spec.deadline = context_.clock->Now() + context_.config.transport.fetch_timeout;
   // What is still being computed may take as long as the whole prefill.
   if (growing) spec.deadline += context_.config.worker.prefill_timeout;
+  if (!peer.arena.empty()) {
+    // Where a block is read in the peer's memory, the slot here is given up only in Submit.
+    const std::span<const BlockLease> slots = std::span(blocks_).subspan(begin, end - begin);
+    std::vector<BlockLease> own = BlockLease::CloneAll(slots, LeaseKind::kSequence);
+    std::move(own.begin(), own.end(), own_.begin() + begin);
+  }
   for (uint32_t i = begin; i < end; ++i) {
     spec.keys.push_back(i < keys_.size() ? keys_[i] : TailKey());
-    // Where a block is read in the peer's memory, the slot here is given up only in Submit.
-    if (!peer.arena.empty()) own_[i] = blocks_[i].Clone();
     spec.slots.push_back(std::move(blocks_[i]));
   }
   spec.in_place = true;
@@ -156,17 +166,19 @@ bool RequestBlocks::EndFetch(const PlannedFetch& fetch, FetchResult result) {
   --pending_;
   bool all = result.status.ok();
   bool in_place = false;
+  std::vector<BlockLease> unneeded;
   for (size_t i = 0; i < result.slots.size(); ++i) {
     blocks_[begin + i] = std::move(result.slots[i]);
     const bool filled = result.status.ok() && i < result.filled.size() && result.filled[i];
     const bool foreign = !blocks_[begin + i].empty() && !blocks_[begin + i].writable();
     in_place = in_place || (filled && foreign);
     // Its own slot is back, or quarantined.
-    if (!foreign) own_[begin + i] = {};
+    if (!foreign) unneeded.push_back(std::move(own_[begin + i]));
     valid_[begin + i] = filled;
     if (filled) ++fetched_blocks_;
     all = all && filled;
   }
+  BlockLease::DropAll(std::move(unneeded));
   if (result.status.ok()) {
     fetched_bytes_ += result.bytes;
     if (fetched_blocks_ > 0) transport_ = result.transport;
@@ -180,23 +192,24 @@ bool RequestBlocks::EndFetch(const PlannedFetch& fetch, FetchResult result) {
 
 absl::Status RequestBlocks::Submit(const std::string& attempt_id, const v1::Sampling& sampling,
                                    SequenceGoal goal, std::shared_ptr<EngineSink> sink) {
+  // Whatever becomes of it, nothing is held here any more.
+  std::vector<BlockLease> own = std::exchange(own_, {});
   SequenceSpec spec;
-  spec.blocks = std::move(blocks_);
-  blocks_.clear();
+  spec.blocks = std::exchange(blocks_, {});
   spec.computed_tokens = goal.first_token ? static_cast<uint32_t>(prompt_.size()) : ready_tokens();
   for (size_t i = 0; i < spec.blocks.size(); ++i) {
     BlockLease& block = spec.blocks[i];
     // What is computed here is written here: another process's block behind a gap is of no use.
     const bool usable = i < spec.computed_tokens / block_tokens();
     if (!block.empty() && (usable || block.writable())) continue;
-    if (!block.empty() && !own_[i].empty()) {
-      block = std::move(own_[i]);
+    if (!block.empty() && !own[i].empty()) {
+      block = std::move(own[i]);
       continue;
     }
     TP_ASSIGN_OR_RETURN(std::vector<BlockLease> fresh, context_.pool->Reserve(1, {.tenant = owner_.tenant}));
     block = std::move(fresh[0]);
   }
-  BlockLease::DropAll(std::exchange(own_, {}));
+  BlockLease::DropAll(std::move(own));
   FromProto(sampling, spec);
   spec.request_id = attempt_id;
   spec.tokens = prompt_;
@@ -207,6 +220,7 @@ absl::Status RequestBlocks::Submit(const std::string& attempt_id, const v1::Samp
   spec.session = owner_.session;
   spec.turn = owner_.turn;
   spec.max_tokens = goal.max_tokens;
+  spec.emitted_tokens = goal.emitted_tokens;
   spec.prefill_only = goal.prefill_only;
   spec.stream_layers = goal.stream_layers;
   spec.prompt_logprobs = goal.prompt_logprobs;

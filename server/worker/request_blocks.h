@@ -25,6 +25,7 @@ struct PlannedFetch {
 // What the engine is to do with a prompt, beside what v1::Sampling says of draws.
 struct SequenceGoal {
   uint32_t max_tokens = 1;
+  uint32_t emitted_tokens = 0;  // as SequenceSpec's
   bool prefill_only = false;
   bool stream_layers = false;
   std::optional<OutputToken> first_token;            // drawn elsewhere; complete() holds

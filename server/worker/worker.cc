@@ -1,23 +1,17 @@
 #include "server/worker/worker.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <thread>
 
-#include "base/digest.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "kvstore/codec/block_codec.h"
 #include "server/http/admin_server.h"
 #include "server/kv/kv_service.h"
-#include "server/kv/tier_events.h"
 #include "server/model/text/tokenizer.h"
 #include "server/worker/calibrate.h"
+#include "server/worker/kv_node.h"
 #include "server/worker/load_progress.h"
-#include "server/worker/make_disk_tier.h"
 #include "server/worker/prefill_times.h"
-#include "server/worker/transport_options.h"
 #include "server/worker/worker_context.h"
 #include "server/worker/worker_service.h"
 
@@ -38,11 +32,6 @@ absl::StatusOr<v1::Role> ParseRole(const std::string& role) {
   return absl::InvalidArgumentError("worker.role is '" + role + "'; it may be prefill, decode or both");
 }
 
-std::string HostName() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 ? name : "localhost";
-}
-
 // The tokenizer's digest is part of the fingerprint: equal weights under another tokenizer are another model.
 absl::StatusOr<std::shared_ptr<const Model>> Load(const ModelConfig& config, const Tokenizer& tokenizer) {
   LoadProgressPrinter printer;
@@ -54,28 +43,12 @@ uint32_t Threads(uint32_t configured) {
   return configured > 0 ? configured : std::max(1u, std::thread::hardware_concurrency());
 }
 
-v1::ModelIdentity IdentityOf(const Model& model, const BlockLayout& layout, const std::string& kv_codec) {
-  v1::ModelIdentity out;
-  out.set_name(model.name);
-  out.set_fingerprint(model.fingerprint);
-  out.set_layers(layout.layers);
-  out.set_kv_heads(layout.kv_heads);
-  out.set_head_dim(layout.head_dim);
-  out.set_block_tokens(layout.block_tokens);
-  out.set_kv_dtype(static_cast<uint32_t>(layout.dtype));
-  out.set_max_model_len(model.max_model_len);
-  out.set_vocab_size(model.spec.vocab);
-  out.set_hidden_size(model.spec.hidden);
-  if (kv_codec != "none") out.set_kv_codec(kv_codec);
-  return out;
-}
-
 }  // namespace
 
 // Members are destroyed in reverse order: servers first, then what they call.
 struct WorkerServer::Impl {
   Impl(const Config& config, MetricRegistry& metrics)
-      : metrics(metrics), probe(metrics), loader_probe(metrics) {
+      : metrics(metrics), probe(metrics), loader_probe(metrics), node(context.config, channels, metrics) {
     context.config = config;
   }
 
@@ -85,39 +58,31 @@ struct WorkerServer::Impl {
   WorkerContext context;
   ChannelCache channels;
   std::unique_ptr<ConstraintFactory> constraints;
-  std::unique_ptr<BlockPool> pool;
   PrefillTimes prefill_times;
   std::vector<PrefillObservation> first_prefills;  // not yet reported; the reporter's, once it runs
   SourceSpeeds speeds;
   BlockLoader::Environment loads;
-  std::unique_ptr<BlockTier> disk;  // null: none
-  std::unique_ptr<TierEvents> disk_events;
-  std::unique_ptr<FetchNode> fetch;
-  std::unique_ptr<WriteBehind> store;
+  KvNode node;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<SlotQueue> slots;
   std::unique_ptr<Deadlines> deadlines;
   std::unique_ptr<Reporter> reporter;
   std::unique_ptr<WorkerService> service;
-  KvContext kv_context;
   std::unique_ptr<KvService> kv;
   RpcServer rpc;
   std::unique_ptr<HttpServer> admin;
   bool shut_down = false;
 
   absl::Status Start();
-  absl::Status StartPool();
-  // `name`: of the tier's directory.
-  absl::Status StartDisk(const std::string& name);
+  absl::Status StartTiers();
   // So that the first request after a restart finds what is there.
   void WaitDiskOpen() const;
   absl::Status StartEngineAndFetch();
   void StartLoads();
-  void MakeReporter(v1::Role role);
   void FillReport(v1::WorkerReport& report);
 };
 
-absl::Status WorkerServer::Impl::StartPool() {
+absl::Status WorkerServer::Impl::StartTiers() {
   const KvConfig& kv = context.config.kv;
   context.layout = context.model->Layout(kv.block_tokens);
   const uint64_t slots_wanted = kv.host_bytes / context.layout.block_bytes();
@@ -129,33 +94,16 @@ absl::Status WorkerServer::Impl::StartPool() {
         std::to_string(one_sequence) +
         " of one sequence of model.max_model_len tokens; raise kv.host_bytes or lower model.max_model_len");
   }
-  BlockPool::Options options;
-  options.layout = context.layout;
-  options.slots = static_cast<uint32_t>(std::min<uint64_t>(slots_wanted, UINT32_MAX));
-  options.metrics = &metrics;
-  options.memory = {.huge_pages = kv.huge_pages, .numa_node = kv.numa_node, .lock_memory = kv.lock_memory};
-  options.policy = kv.policy;
-  options.tenant_quota_bytes = kv.tenant_quota_bytes;
-  options.hard_pin_share = kv.hard_pin_percent / 100.0;
-  TP_ASSIGN_OR_RETURN(pool, BlockPool::Create(options));
-  context.pool = pool.get();
-  return absl::OkStatus();
-}
-
-absl::Status WorkerServer::Impl::StartDisk(const std::string& name) {
-  const KvConfig& kv = context.config.kv;
-  TP_ASSIGN_OR_RETURN(disk, MakeDiskTier(kv, name, context.model->fingerprint, context.layout, metrics));
-  if (!disk) return absl::OkStatus();
-  disk_events = std::make_unique<TierEvents>(*disk, pool->events());
-  TP_ASSIGN_OR_RETURN(store, MakeWriteBehind(kv, *pool, *disk, metrics));
-  context.store = store.get();
+  TP_RETURN_IF_ERROR(node.StartTiers(IdentityOf(*context.model, kv.block_tokens, kv.codec)));
+  context.pool = node.pool.get();
+  context.store = node.store.get();
   return absl::OkStatus();
 }
 
 void WorkerServer::Impl::WaitDiskOpen() const {
-  if (!disk) return;
+  if (!node.disk) return;
   const absl::Time limit = Clock::Real().Now() + kDiskOpen;
-  while (disk->health().state == TierState::kOpening) {
+  while (node.disk->health().state == TierState::kOpening) {
     if (Clock::Real().Now() > limit) {
       spdlog::warn("the disk tier is still being opened; its blocks are found when it is");
       return;
@@ -166,25 +114,9 @@ void WorkerServer::Impl::WaitDiskOpen() const {
 
 absl::Status WorkerServer::Impl::StartEngineAndFetch() {
   const Config& config = context.config;
-  TP_ASSIGN_OR_RETURN(auto transport, CreateTransport(TransportOptionsOf(
-                                          config.transport, context.self.worker_id(), &metrics)));
-  FetchNode::Options fetch_options;
-  fetch_options.worker_id = context.self.worker_id();
-  fetch_options.boot_id = context.self.boot_id();
-  fetch_options.fingerprint = context.model->fingerprint;
-  fetch_options.pool = pool.get();
-  fetch_options.transport = std::move(transport);
-  fetch_options.metrics = &metrics;
-  fetch_options.offer_lease = config.kv.offer_lease;
-  fetch_options.share_arena = config.transport.share_arena;
-  fetch_options.lanes = config.transport.lanes;
-  fetch_options.flow.window_bytes = config.transport.window_bytes;
-  fetch_options.disk = disk.get();
-  TP_ASSIGN_OR_RETURN(fetch_options.codec, GetBlockCodec(config.kv.codec));
-  TP_ASSIGN_OR_RETURN(fetch, FetchNode::Start(std::move(fetch_options)));
-  context.fetch = fetch.get();
-  context.self.set_transport(fetch->address());
-  context.self.set_arena(fetch->arena_address());
+  TP_RETURN_IF_ERROR(node.StartFetch());
+  context.fetch = node.fetch.get();
+  context.self = node.context.self;
 
   EngineConfig engine_config = config.engine;
   engine_config.threads = Threads(config.engine.threads);
@@ -195,7 +127,7 @@ absl::Status WorkerServer::Impl::StartEngineAndFetch() {
   TP_ASSIGN_OR_RETURN(first_prefills,
                       MeasurePrefills(*engine_options.runner, engine_config.max_step_tokens, kCalibration));
   prefill_times.Observe(first_prefills);
-  engine_options.pool = pool.get();
+  engine_options.pool = node.pool.get();
   engine_options.role = config.worker.role;
   engine_options.metrics = &metrics;
   TP_ASSIGN_OR_RETURN(engine, Engine::Start(std::move(engine_options)));
@@ -210,12 +142,12 @@ void WorkerServer::Impl::StartLoads() {
   const Config& config = context.config;
   if (config.kv.load == "never") return;
   deadlines = std::make_unique<Deadlines>(context.clock);
-  loads.pool = pool.get();
-  loads.disk = disk.get();
+  loads.pool = node.pool.get();
+  loads.disk = node.disk.get();
   loads.fetch = [this](FetchSpec spec, std::function<void(FetchResult)> done) {
-    fetch->Fetch(std::move(spec), std::move(done));
+    node.fetch->Fetch(std::move(spec), std::move(done));
   };
-  loads.abort = [this](const std::string& request, uint32_t attempt) { fetch->Abort(request, attempt); };
+  loads.abort = [this](const std::string& request, uint32_t attempt) { node.fetch->Abort(request, attempt); };
   loads.speeds = &speeds;
   loads.deadlines = deadlines.get();
   loads.probe = &loader_probe;
@@ -257,20 +189,6 @@ void WorkerServer::Impl::FillReport(v1::WorkerReport& report) {
   for (v1::FetchSample& sample : context.TakeFetchSamples()) report.add_fetches()->Swap(&sample);
 }
 
-void WorkerServer::Impl::MakeReporter(v1::Role role) {
-  Reporter::Options options;
-  options.scheduler = context.config.cluster.scheduler;
-  options.cluster_token = context.config.cluster.token;
-  options.interval = context.config.worker.report_interval;
-  options.base.set_role(role);
-  *options.base.mutable_model() = IdentityOf(*context.model, context.layout, context.config.kv.codec);
-  options.pool = pool.get();
-  options.disk = disk.get();
-  options.fill = [this](v1::WorkerReport& report) { FillReport(report); };
-  reporter = std::make_unique<Reporter>(std::move(options), channels, metrics);
-  context.reporter = reporter.get();
-}
-
 absl::Status WorkerServer::Impl::Start() {
   Config& config = context.config;
   TP_ASSIGN_OR_RETURN(const v1::Role role, ParseRole(config.worker.role));
@@ -284,40 +202,21 @@ absl::Status WorkerServer::Impl::Start() {
   }
   context.channels = &channels;
   context.probe = &probe;
-  const std::string host = HostName();
-  // An id with a pid in it would not find its blocks again.
-  const std::string disk_name = config.worker.id.empty() ? config.worker.role : config.worker.id;
-  if (config.worker.id.empty())
-    config.worker.id = config.worker.role + "-" + host + "-" + std::to_string(getpid());
-  context.self.set_worker_id(config.worker.id);
-  context.self.set_boot_id(RandomHexId());
-  context.self.set_pid(static_cast<uint32_t>(getpid()));
-  context.self.set_host(host);
-  TP_RETURN_IF_ERROR(StartPool());
-  TP_RETURN_IF_ERROR(StartDisk(disk_name));
+  node.SetName(config.worker.role, config.worker.id);
+  config.worker.id = node.context.self.worker_id();
+  context.self = node.context.self;
+  TP_RETURN_IF_ERROR(node.FindScheduler());
+  TP_RETURN_IF_ERROR(StartTiers());
   TP_RETURN_IF_ERROR(StartEngineAndFetch());
   WaitDiskOpen();
 
-  MakeReporter(role);
-  v1::DescribeReply description;
-  description.set_role(role);
-  description.set_version(TIDEPOOL_VERSION);
-  *description.mutable_model() = IdentityOf(*context.model, context.layout, context.config.kv.codec);
-  service = std::make_unique<WorkerService>(context, std::move(description));
-  kv_context.self = context.self;
-  kv_context.fingerprint = context.model->fingerprint;
-  kv_context.layout = context.layout;
-  kv_context.codec = config.kv.codec;
-  kv_context.cluster_token = config.cluster.token;
-  kv_context.pool = pool.get();
-  kv_context.disk = disk.get();
-  kv_context.fetch = fetch.get();
-  kv_context.channels = &channels;
-  kv_context.fetch_timeout = config.transport.fetch_timeout;
-  kv = std::make_unique<KvService>(kv_context, metrics);
+  reporter = node.MakeReporter(role, [this](v1::WorkerReport& report) { FillReport(report); });
+  context.reporter = reporter.get();
+  service = std::make_unique<WorkerService>(context, node.Describe(role));
+  kv = std::make_unique<KvService>(node.context, metrics);
   TP_ASSIGN_OR_RETURN(rpc, StartRpcServer(config.worker.listen, {service.get(), kv.get()}));
-  const size_t colon = config.worker.listen.rfind(':');
-  context.self.set_grpc(config.worker.listen.substr(0, colon) + ":" + std::to_string(rpc.port));
+  node.SetListening(config.worker.listen, rpc.port);
+  context.self.set_grpc(node.context.self.grpc());
   reporter->Start(context.self);
   TP_ASSIGN_OR_RETURN(admin, StartAdminServer(config.worker.metrics_listen, metrics, [this] {
                         const absl::Status registered = reporter->status();
@@ -338,8 +237,9 @@ absl::Status WorkerServer::Impl::Start() {
     active.Set(service->active());
   });
   spdlog::info("model {}: {} layers, {}, {} KV blocks of {} tokens ({} bytes each), {} threads",
-               context.model->name, context.layout.layers, context.layout.ToString(), pool->stats().slots,
-               context.layout.block_tokens, context.layout.block_bytes(), Threads(config.engine.threads));
+               context.model->name, context.layout.layers, context.layout.ToString(),
+               node.pool->stats().slots, context.layout.block_tokens, context.layout.block_bytes(),
+               Threads(config.engine.threads));
   return absl::OkStatus();
 }
 
@@ -372,9 +272,11 @@ void WorkerServer::Shutdown(absl::Duration grace) {
   impl_->rpc.server->Wait();
   impl_->engine->Stop();  // its sinks use the reporter
   // What is sealed and not stored yet, as far as the grace goes.
-  if (impl_->store && !impl_->store->Flush(std::max(deadline - Clock::Real().Now(), kFlushMin))) {
+  WriteBehind* const store = impl_->node.store.get();
+  if (store != nullptr && !store->Flush(std::max(deadline - Clock::Real().Now(), kFlushMin))) {
     spdlog::warn("some blocks were not stored: the drain time is over");
   }
+  impl_->reporter->Leave();
   impl_->reporter.reset();  // its thread reads the slot queue's length
   impl_->slots.reset();
 }

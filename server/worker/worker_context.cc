@@ -139,6 +139,21 @@ absl::Status CheckSampling(const Model& model, const v1::Sampling& sampling) {
   return ValidateDrawing(spec, model.spec.vocab);
 }
 
+absl::Status CheckEmitted(std::span<const int32_t> prompt, uint32_t emitted, uint32_t max_tokens) {
+  if (emitted == 0 || (emitted < prompt.size() && emitted <= max_tokens)) return absl::OkStatus();
+  return absl::InvalidArgumentError("emitted_tokens is " + std::to_string(emitted) +
+                                    "; it must be less than the " + std::to_string(prompt.size()) +
+                                    " tokens of prompt, and at most max_tokens, " +
+                                    std::to_string(max_tokens));
+}
+
+absl::Status AcceptEmitted(std::span<const int32_t> prompt, uint32_t emitted, TokenConstraint& constraint) {
+  for (const int32_t token : prompt.last(emitted)) {
+    TP_RETURN_IF_ERROR(Annotate(constraint.Accept(token), "emitted_tokens do not follow sampling.grammar"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens) {
   if (prompt.empty()) return absl::InvalidArgumentError("prompt is empty; send at least one token");
   if (prompt.size() + max_tokens > model.max_model_len) {

@@ -90,5 +90,10 @@ absl::Status CheckSampling(const Model& model, const v1::Sampling& sampling);
 // A prompt that this model can take: not empty, ids in the vocabulary, prompt + max_tokens in the context.
 // max_tokens may be 0.
 absl::Status CheckPrompt(const Model& model, std::span<const int32_t> prompt, uint32_t max_tokens);
+// That the last `emitted` of a prompt may be the first of an answer of at most `max_tokens`.
+absl::Status CheckEmitted(std::span<const int32_t> prompt, uint32_t emitted, uint32_t max_tokens);
+// Brings a constraint to where the answer is after them. InvalidArgument: they are no beginning of what it
+// allows.
+absl::Status AcceptEmitted(std::span<const int32_t> prompt, uint32_t emitted, TokenConstraint& constraint);
 
 }  // namespace tidepool

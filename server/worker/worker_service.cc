@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "server/worker/generate_call.h"
+#include "server/worker/kv_node.h"
 #include "server/worker/prefill_call.h"
 
 namespace tidepool {
@@ -95,16 +96,10 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* r
   if (token.ok()) {
     *reply = description_;
     *reply->mutable_address() = context_.self;
-    const BlockPool::Stats pool = context_.pool->stats();
-    reply->set_slots_total(pool.slots);
-    reply->set_slots_free(pool.free + pool.evictable);
-    reply->set_slots_leased(pool.leased);
-    reply->set_slots_quarantined(pool.quarantined);
-    reply->set_published_blocks(pool.published);
+    FillCounts(*context_.pool, *context_.fetch, *reply);
     const EngineStats engine = context_.engine->stats();
     reply->set_running(engine.running);
     reply->set_waiting(engine.waiting + static_cast<uint32_t>(context_.slots->waiting()));
-    reply->set_offers(static_cast<uint32_t>(context_.fetch->offers()));
   }
   reactor->Finish(ToGrpc(token));
   return reactor;

@@ -1,16 +1,11 @@
 #pragma once
 
-#include <condition_variable>
-#include <cstdint>
-#include <deque>
+#include <cstddef>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <thread>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/time/time.h"
-#include "base/clock.h"
 #include "base/probe.h"
 #include "kvstore/block_pool.h"
 #include "kvstore/block_tier.h"
@@ -32,16 +27,20 @@ class WriteBehind {
     size_t max_writing = 8;   // of them, given to the tier and not answered
     // Whether the block is worth a write; called on the thread, once for each offer. Null: all are.
     std::function<bool(const BlockInfo&)> admit;
+    // A block that the tier has was used; called by whoever offers it, the engine's thread too. May be null.
+    std::function<void(const BlockKey&)> used;
+    absl::Duration end_wait = absl::Seconds(2);  // at the end, for what the tier has
   };
 
   explicit WriteBehind(Options options);
-  // Drops what is queued and waits for what the tier has (the tier answers it within its own time limits).
+  // Drops what is queued and waits for what the tier has, as long as end_wait. What it answers later, at its
+  // own end at the latest, gives the leases back; pool and metrics are still there then.
   ~WriteBehind();
 
   // Block `key`, published in the pool, is to be stored if it is not yet. Never blocks: for the engine's
   // thread. A block of another process is its owner's to store.
   void Offer(const BlockKey& key, const BlockLease& lease);
-  // A use of such a block: offered, unless the tier has it.
+  // A use of such a block: offered, unless the tier has it; that counts as a use, too (Options::used).
   void OfferAgain(const BlockKey& key, const BlockLease& lease);
   // Gives up what is not with the tier yet: its slots are needed.
   void DropQueued();
@@ -51,31 +50,8 @@ class WriteBehind {
   size_t queued() const;  // waiting or being written
 
  private:
-  struct Item {
-    BlockKey key;
-    BlockLease lease;
-  };
-  void Run();
-  // Holds mu_, unlocks while it asks others.
-  void StoreOne(std::unique_lock<std::mutex>& lock);
-  void Show();
-
-  const Options options_;
-  Counter& stored_;
-  Counter& dropped_queue_;
-  Counter& dropped_pressure_;
-  Counter& dropped_tier_;
-  Counter& dropped_cleared_;
-  Counter& dropped_grace_;
-  Counter& refused_;
-  Counter& present_;
-  Gauge& queued_gauge_;
-  mutable std::mutex mu_;
-  std::condition_variable changed_;
-  std::deque<Item> queue_;
-  absl::flat_hash_set<BlockKey> known_;  // queued or being written
-  size_t writing_ = 0;
-  bool stop_ = false;
+  struct Impl;  // shared with what the tier has not answered
+  const std::shared_ptr<Impl> impl_;
   std::thread thread_;
 };
 

@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <map>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -432,6 +434,57 @@ TEST_F(KvServiceTest, CopyIsPacedAndCancellable) {
   EXPECT_EQ(progress.done(), 40u);
 }
 
+// A peer whose process stands still: it takes calls and answers none.
+class SilentPeer final : public v1::Kv::Service {
+ public:
+  grpc::Status Where(grpc::ServerContext* context, const v1::KvWhereRequest*, v1::KvWhereReply*) override {
+    asked = true;
+    while (!context->IsCancelled()) std::this_thread::yield();
+    return grpc::Status::CANCELLED;
+  }
+  std::atomic<bool> asked{false};
+};
+
+TEST_F(KvServiceTest, StopDoesNotWaitForAPeerThatSaysNothing) {
+  SilentPeer silent;
+  const RpcServer server = StartRpcServer("127.0.0.1:0", &silent).value();
+  v1::KvCopyRequest request;
+  request.add_keys(std::string(KeyBytes(Keys(1, 1)[0])));
+  request.mutable_from()->set_worker_id("silent");
+  request.mutable_from()->set_grpc("127.0.0.1:" + std::to_string(server.port));
+  grpc::Status ended;
+  std::thread copy([&] {
+    v1::KvProgress last;
+    ended = Watch(a_, &v1::Kv::Stub::Copy, request, &last);
+  });
+  while (!silent.asked) std::this_thread::yield();
+  const absl::Time began = Clock::Real().Now();
+  a_.kv->Stop();
+  copy.join();
+  // What a call to a peer may take is 5 s.
+  EXPECT_LT(Clock::Real().Now() - began, absl::Seconds(3));
+  EXPECT_FALSE(ended.ok());
+  EXPECT_EQ(a_.pool->stats().leased, 0u);
+  server.server->Shutdown();
+  server.server->Wait();
+}
+
+TEST_F(KvServiceTest, StatsTellWhatEachTenantHoldsWhereAskedFor) {
+  Publish(a_, 1, 3, "few");
+  Publish(a_, 2, 5, "many");
+  v1::KvStatsRequest request;
+  v1::KvStatsReply reply;
+  ASSERT_TRUE(Call(a_, &v1::Kv::Stub::Stats, request, &reply).ok());
+  EXPECT_EQ(reply.tenants_size(), 0);
+  request.set_with_tenants(true);
+  ASSERT_TRUE(Call(a_, &v1::Kv::Stub::Stats, request, &reply).ok());
+  ASSERT_EQ(reply.tenants_size(), 2);
+  EXPECT_EQ(reply.tenants(0).tenant(), "many");
+  EXPECT_EQ(reply.tenants(0).host_bytes(), 5 * kLayout.block_bytes());
+  EXPECT_EQ(reply.tenants(1).tenant(), "few");
+  EXPECT_EQ(reply.tenants(1).host_bytes(), 3 * kLayout.block_bytes());
+}
+
 TEST_F(KvServiceTest, MoveLeavesTheBlocksAtTheReceiverOnly) {
   Node b("b", network_, channels_);
   Publish(a_, 1, 3);
@@ -462,6 +515,126 @@ TEST_F(KvServiceTest, MoveToDiskAndPrefetchBringTheSameBytesBack) {
   EXPECT_EQ(progress.done(), 3u) << progress.note();
   for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(Holds(a_, 1, i)) << i;
   EXPECT_EQ(a_.pool->Info(Keys(1, 3)[2])->session, 5u);
+}
+
+TEST_F(KvServiceTest, CompressShortensWhatIsOnTheDiskAndSaysWhatThatGave) {
+  for (size_t i = 0; i < 20; ++i) {
+    a_.disk->Write(Info(1, i, "one", 7), std::vector<std::byte>(kLayout.block_bytes()), [](absl::Status) {});
+  }
+  a_.disk->Write(Info(2, 0, "two"), std::vector<std::byte>(kLayout.block_bytes()), [](absl::Status) {});
+  v1::KvCompressRequest request;
+  request.mutable_blocks()->set_tenant("one");
+  v1::KvProgress progress;
+  ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Compress, request, &progress).ok());
+  EXPECT_EQ(progress.total(), 20u);
+  EXPECT_EQ(progress.done(), 20u) << progress.note();
+  EXPECT_EQ(progress.bytes(), 20 * (kLayout.block_bytes() / 4));
+  EXPECT_TRUE(progress.finished());
+  // Once more: nothing to gain, and nothing lost.
+  *request.mutable_blocks() = SelectSession(7);
+  ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Compress, request, &progress).ok());
+  EXPECT_EQ(progress.done(), 20u);
+  EXPECT_EQ(progress.bytes(), 0u);
+  // By keys, of which one is not there.
+  *request.mutable_blocks() = Select({Keys(2, 1)[0], Keys(3, 1)[0]});
+  ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Compress, request, &progress).ok());
+  EXPECT_EQ(progress.done(), 1u);
+  EXPECT_EQ(progress.skipped(), 1u);
+  EXPECT_THAT(progress.note(), HasSubstr("not on the disk"));
+  request.mutable_blocks()->set_all(true);
+  request.mutable_blocks()->set_fingerprint("another model");
+  ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Compress, request, &progress).ok());
+  EXPECT_EQ(progress.total(), 0u);
+}
+
+TEST_F(KvServiceTest, CompressIsPacedAndCancellable) {
+  for (size_t i = 0; i < 40; ++i)
+    a_.disk->Write(Info(1, i), std::vector<std::byte>(kLayout.block_bytes()), [](absl::Status) {});
+  v1::KvCompressRequest request;
+  request.mutable_blocks()->set_all(true);
+  request.set_bytes_per_second(kLayout.block_bytes());  // 40 s of it
+  grpc::ClientContext context;
+  Arm(context);
+  const auto stream = a_.stub->Compress(&context, request);
+  context.TryCancel();
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  request.set_bytes_per_second(0);
+  v1::KvProgress progress;
+  ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Compress, request, &progress).ok());
+  EXPECT_EQ(progress.done(), 40u);
+}
+
+TEST_F(KvServiceTest, WhatIsCompressedSlowlyHoldsUpNothingElse) {
+  for (size_t i = 0; i < 40; ++i)
+    a_.disk->Write(Info(1, i), std::vector<std::byte>(kLayout.block_bytes()), [](absl::Status) {});
+  v1::KvCompressRequest slow;
+  slow.mutable_blocks()->set_all(true);
+  slow.set_bytes_per_second(kLayout.block_bytes());  // 40 s of it
+  grpc::ClientContext contexts[KvService::kLongThreads + 1];
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::KvProgress>>> streams;
+  v1::KvProgress progress;
+  for (grpc::ClientContext& context : contexts) {
+    Arm(context);
+    streams.push_back(a_.stub->Compress(&context, slow));
+    if (streams.size() == 1) {
+      ASSERT_TRUE(streams[0]->Read(&progress)) << "it has begun";
+    }
+  }
+  v1::KvClearRequest clear;
+  clear.mutable_blocks()->set_all(true);
+  EXPECT_TRUE(Watch(a_, &v1::Kv::Stub::Clear, clear, &progress).ok());
+  for (grpc::ClientContext& context : contexts) context.TryCancel();
+  for (const auto& stream : streams) (void)stream->Finish();
+}
+
+// A disk whose next so many reads come too late.
+class LateTier final : public BlockTier {
+ public:
+  LateTier(BlockTier& disk, int late) : disk_(disk), late_(late) {}
+  Caps caps() const override { return disk_.caps(); }
+  ReadId Read(const BlockKey& key, std::span<const int32_t> tokens, std::span<std::byte> dst,
+              absl::Duration timeout, ReadDone done) override {
+    if (--late_ < 0) return disk_.Read(key, tokens, dst, timeout, std::move(done));
+    done(absl::DeadlineExceededError("late"));
+    return 0;
+  }
+  bool CancelRead(ReadId id) override { return disk_.CancelRead(id); }
+  void Write(const BlockInfo& info, std::span<const std::byte> payload, Done done) override {
+    disk_.Write(info, payload, std::move(done));
+  }
+  void Erase(const BlockKey& key, Done done) override { disk_.Erase(key, std::move(done)); }
+  void EraseIf(Predicate matches, CountDone done) override {
+    disk_.EraseIf(std::move(matches), std::move(done));
+  }
+  bool Contains(const BlockKey& key) const override { return disk_.Contains(key); }
+  std::optional<TierEntry> Find(const BlockKey& key) const override { return disk_.Find(key); }
+  Page List(uint64_t cursor, size_t max) const override { return disk_.List(cursor, max); }
+  TierStats stats() const override { return disk_.stats(); }
+  TierHealth health() const override { return disk_.health(); }
+  void SetObserver(TierObserver* observer) override { disk_.SetObserver(observer); }
+
+ private:
+  BlockTier& disk_;
+  std::atomic<int> late_;
+};
+
+TEST_F(KvServiceTest, PrefetchAsksAgainForWhatADiskThatIsHeldToARateBringsTooLate) {
+  for (size_t i = 0; i < 3; ++i)
+    a_.disk->Write(Info(1, i), std::vector<std::byte>(kLayout.block_bytes(), Fill(1, i)),
+                   [](absl::Status) {});
+  v1::KvPrefetchRequest prefetch;
+  *prefetch.mutable_blocks() = Select(Keys(1, 3));
+  v1::KvProgress progress;
+  LateTier never(*a_.disk, 1000);
+  a_.context.disk = &never;
+  ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Prefetch, prefetch, &progress).ok());
+  EXPECT_EQ(progress.skipped(), 3u);
+  LateTier late(*a_.disk, 5);
+  a_.context.disk = &late;
+  ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Prefetch, prefetch, &progress).ok());
+  EXPECT_EQ(progress.done(), 3u) << progress.note();
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(Holds(a_, 1, i)) << i;
+  a_.context.disk = a_.disk.get();
 }
 
 TEST_F(KvServiceTest, DamagedBlockOnTheDiskIsSkipped) {
@@ -502,6 +675,29 @@ TEST_F(KvServiceTest, ClearForgetsByTenantSessionAndAll) {
   EXPECT_EQ(a_.pool->MatchPrefix(Keys(1, 2)), 2u);
   clear.mutable_blocks()->set_fingerprint("model");
   ASSERT_TRUE(Watch(a_, &v1::Kv::Stub::Clear, clear, &progress).ok());
+  EXPECT_EQ(a_.pool->stats().published, 0u);
+}
+
+// Read back from a disk that takes its time to erase, by somebody who began before the clear.
+TEST_F(KvServiceTest, AClearThatIsCancelledAtTheDiskLeavesNothingInTheHostTier) {
+  Publish(a_, 1, 2);
+  a_.disk->HoldErases();
+  v1::KvClearRequest clear;
+  clear.mutable_blocks()->set_all(true);
+  grpc::ClientContext context;
+  Arm(context);
+  const auto stream = a_.stub->Clear(&context, clear);
+  v1::KvProgress progress;
+  while (stream->Read(&progress) && progress.done() < 2) {
+  }
+  ASSERT_EQ(progress.done(), 2u);
+  Publish(a_, 1, 2);
+  context.TryCancel();
+  while (stream->Read(&progress)) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  const absl::Time limit = Clock::Real().Now() + absl::Seconds(10);
+  while (a_.pool->stats().published > 0 && Clock::Real().Now() < limit) std::this_thread::yield();
   EXPECT_EQ(a_.pool->stats().published, 0u);
 }
 

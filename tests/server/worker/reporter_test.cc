@@ -9,7 +9,9 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 
+#include "absl/time/clock.h"
 #include "kvstore/keys.h"
 
 namespace tidepool {
@@ -34,6 +36,7 @@ class FakeScheduler final : public v1::Scheduler::Service {
       }
     }
     largest_ = std::max(largest_, report->events_size());
+    draining_ = report->draining();
     changed_.notify_all();
     return grpc::Status::OK;
   }
@@ -41,9 +44,17 @@ class FakeScheduler final : public v1::Scheduler::Service {
     std::unique_lock lock(mu_);
     return changed_.wait_for(lock, std::chrono::seconds(60), [&] { return keys_.size() == n; });
   }
+  size_t keys() {
+    std::lock_guard lock(mu_);
+    return keys_.size();
+  }
   int snapshots() {
     std::lock_guard lock(mu_);
     return snapshots_;
+  }
+  bool draining() {
+    std::lock_guard lock(mu_);
+    return draining_;
   }
   int largest() {
     std::lock_guard lock(mu_);
@@ -55,6 +66,7 @@ class FakeScheduler final : public v1::Scheduler::Service {
   std::condition_variable changed_;
   std::set<std::string> keys_;
   int snapshots_ = 0, largest_ = 0;
+  bool draining_ = false;
 };
 
 TEST(ReporterTest, APoolThatNoMessageHoldsIsToldInParts) {
@@ -77,7 +89,7 @@ TEST(ReporterTest, APoolThatNoMessageHoldsIsToldInParts) {
   ChannelCache channels;
   {
     Reporter::Options options;
-    options.scheduler = "127.0.0.1:" + std::to_string(server.port);
+    options.scheduler = std::make_shared<FixedScheduler>("127.0.0.1:" + std::to_string(server.port));
     options.interval = absl::Milliseconds(10);
     options.pool = pool.get();
     options.fill = [](v1::WorkerReport&) {};
@@ -92,6 +104,100 @@ TEST(ReporterTest, APoolThatNoMessageHoldsIsToldInParts) {
   }
   server.server->Shutdown();
   server.server->Wait();
+}
+
+TEST(ReporterTest, WhoLeavesHoldsNothingForOthersAnyMore) {
+  MetricRegistry metrics;
+  auto pool = BlockPool::Create({.layout = kLayout, .slots = 10, .metrics = &metrics}).value();
+  BlockInfo info{.parent = RootKey("m", kLayout, "t", "none"), .tokens = {1}};
+  info.key = ChildKey(*info.parent, info.tokens);
+  auto slot = pool->Reserve(1).value();
+  pool->Publish(std::move(slot[0]), info);
+  FakeScheduler scheduler;
+  const RpcServer server = StartRpcServer("127.0.0.1:0", &scheduler).value();
+  ChannelCache channels;
+  {
+    Reporter::Options options;
+    options.scheduler = std::make_shared<FixedScheduler>("127.0.0.1:" + std::to_string(server.port));
+    options.interval = absl::Milliseconds(10);
+    options.pool = pool.get();
+    options.fill = [](v1::WorkerReport&) {};
+    Reporter reporter(std::move(options), channels, metrics);
+    reporter.Start({});
+    ASSERT_TRUE(scheduler.WaitKeys(1));
+    while (!reporter.status().ok()) std::this_thread::yield();
+    reporter.Leave();
+    // Not by and by: when Leave has returned.
+    EXPECT_EQ(scheduler.keys(), 0u);
+    EXPECT_TRUE(scheduler.draining());
+    EXPECT_EQ(pool->stats().published, 1u);
+  }
+  server.server->Shutdown();
+  server.server->Wait();
+}
+
+// Who leads, as a test says.
+class ChangingScheduler final : public SchedulerLocator {
+ public:
+  Place Get() const override {
+    std::lock_guard lock(mu_);
+    return place_;
+  }
+  bool Obey(uint64_t) override { return true; }
+  void Set(Place place) {
+    std::lock_guard lock(mu_);
+    place_ = std::move(place);
+  }
+
+ private:
+  mutable std::mutex mu_;
+  Place place_;
+};
+
+TEST(ReporterTest, ANewLeaderIsToldEverything) {
+  MetricRegistry metrics;
+  auto pool = BlockPool::Create({.layout = kLayout, .slots = 10, .metrics = &metrics}).value();
+  BlockInfo info{.parent = RootKey("m", kLayout, "t", "none"), .tokens = {1}};
+  info.key = ChildKey(*info.parent, info.tokens);
+  auto slot = pool->Reserve(1).value();
+  pool->Publish(std::move(slot[0]), info);
+  FakeScheduler first, second;
+  const RpcServer first_server = StartRpcServer("127.0.0.1:0", &first).value();
+  const RpcServer second_server = StartRpcServer("127.0.0.1:0", &second).value();
+  ChannelCache channels;
+  auto locator = std::make_shared<ChangingScheduler>();
+  {
+    std::mutex mu;
+    std::vector<absl::StatusCode> said;
+    Reporter::Options options;
+    options.scheduler = locator;
+    options.interval = absl::Milliseconds(5);
+    options.pool = pool.get();
+    options.fill = [](v1::WorkerReport&) {};
+    options.on_status = [&](const absl::Status& status) {
+      std::lock_guard lock(mu);
+      said.push_back(status.code());
+    };
+    Reporter reporter(std::move(options), channels, metrics);
+    reporter.Start({});
+    EXPECT_FALSE(reporter.status().ok()) << "nobody leads yet";
+    locator->Set({"127.0.0.1:" + std::to_string(first_server.port), 1});
+    EXPECT_TRUE(first.WaitKeys(1));
+    locator->Set({"127.0.0.1:" + std::to_string(second_server.port), 2});
+    EXPECT_TRUE(second.WaitKeys(1));
+    // The same one again, which knew nothing in between.
+    locator->Set({"127.0.0.1:" + std::to_string(second_server.port), 3});
+    const absl::Time until = absl::Now() + absl::Seconds(30);
+    while (second.snapshots() < 2 && absl::Now() < until) absl::SleepFor(absl::Milliseconds(2));
+    EXPECT_EQ(second.snapshots(), 2);
+    EXPECT_EQ(first.snapshots(), 1);
+    std::lock_guard lock(mu);
+    EXPECT_EQ(said, std::vector<absl::StatusCode>{absl::StatusCode::kOk}) << "accepted all along, said once";
+  }
+  for (const RpcServer* server : {&first_server, &second_server}) {
+    server->server->Shutdown();
+    server->server->Wait();
+  }
 }
 
 }  // namespace

@@ -129,5 +129,53 @@ TEST_F(RequestBlocksTest, WhatIsReadInPlaceBehindAGapIsComputedInItsOwnSlot) {
   EXPECT_EQ(peer.leases, 0);
 }
 
+TEST_F(RequestBlocksTest, ABlockThatTheDiskBroughtIsAUseOfIt) {
+  FakeBlockTier tier(kLayout.block_bytes(), 100);
+  std::vector<BlockKey> used;
+  WriteBehind store(
+      {.pool = pool_.get(), .tier = &tier, .metrics = &metrics_, .used = [&](const BlockKey& key) {
+         used.push_back(key);
+       }});
+  context_.store = &store;
+  RequestBlocks blocks = Make(22);
+  ASSERT_TRUE(blocks.TryReserve(22));
+  BlockLoader::Result result;
+  for (uint32_t i = 0; i < 2; ++i) {
+    const BlockInfo info = blocks.InfoOf(i);
+    tier.Write(info, std::vector<std::byte>(kLayout.block_bytes()), [](const absl::Status&) {});
+    result.leases.push_back(pool_->Publish(std::move((*pool_->Reserve(1))[0]), info));
+  }
+  result.loaded = 2;
+  result.from = {LoadedFrom::kPeer, LoadedFrom::kDisk};
+  blocks.EndLoad(std::move(result));
+  EXPECT_EQ(used, std::vector{blocks.keys()[1]});
+}
+
+TEST_F(RequestBlocksTest, ASubmitThatFailsHoldsNothing) {
+  PeerMemory memory;
+  RequestBlocks blocks = Make(10);
+  ASSERT_TRUE(blocks.TryReserve(12));
+  const auto end = [&](PlannedFetch fetch, BlockLease slot, bool filled) {
+    FetchResult result;
+    result.slots.push_back(std::move(slot));
+    result.filled = {filled};
+    blocks.EndFetch(fetch, std::move(result));
+  };
+  // The first is read in the peer's memory; the slot of the second does not come back.
+  end(blocks.StartFetch("r#0", 0, kPeer, 0, 1, /*growing=*/false),
+      BlockLease(&memory, {0, 1}, LeaseKind::kPeer), true);
+  ++memory.leases;
+  PeerAddress remote = kPeer;
+  remote.arena.clear();
+  end(blocks.StartFetch("r#0", 0, remote, 1, 2, /*growing=*/false), BlockLease(), false);
+  std::vector<BlockLease> others = *pool_->Reserve(6);
+  v1::Sampling sampling;
+  sampling.set_top_p(1);
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      blocks.Submit("r#0", sampling, {.max_tokens = 2}, std::make_shared<RecordingSink>())));
+  EXPECT_EQ(pool_->stats().leased, 6u) << "the others'";
+  EXPECT_EQ(memory.leases, 0);
+}
+
 }  // namespace
 }  // namespace tidepool

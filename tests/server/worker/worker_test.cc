@@ -183,7 +183,7 @@ class WorkerTest : public ::testing::Test {
         answer.prompt_logprobs.push_back(score);
       }
       for (const auto& token : event.tokens()) {
-        EXPECT_EQ(token.index(), answer.tokens.size()) << "indices are contiguous";
+        EXPECT_EQ(token.index(), request.emitted_tokens() + answer.tokens.size()) << "indices are contiguous";
         answer.tokens.push_back(token.id());
         answer.logprobs.push_back(token.logprob());
       }
@@ -369,6 +369,90 @@ TEST_F(WorkerTest, StructuredAnswerMatchesItsGrammarWhoeverPrefills) {
   EXPECT_THAT(text,
               HasSubstr(R"(tidepool_worker_structured_cache_events_total{cache="grammar",event="miss"} 8)"))
       << "one tenant's grammars are not found by another";
+}
+
+// What a gateway asks after a decode worker has died in the middle: wherever that was, whatever decides the
+// draws and whoever prefills, the answer goes on as if nothing had happened.
+TEST_F(WorkerTest, AnAnswerGoesOnBehindWhatAnEarlierAttemptHasEmitted) {
+  StartWorker("both", "alone");
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  const std::vector<std::function<void(v1::WorkerGenerateRequest&)>> cases = {
+      [](v1::WorkerGenerateRequest&) {},
+      [](v1::WorkerGenerateRequest& r) {
+        r.mutable_sampling()->set_temperature(1);
+        r.mutable_sampling()->set_seed(7);
+      },
+      [](v1::WorkerGenerateRequest& r) {
+        r.mutable_sampling()->set_repetition_penalty(1.8f);
+        r.mutable_sampling()->set_frequency_penalty(0.7f);
+        r.mutable_sampling()->set_presence_penalty(0.7f);
+      },
+      [](v1::WorkerGenerateRequest& r) {
+        r.mutable_sampling()->set_temperature(1);
+        r.mutable_sampling()->set_seed(3);
+        r.mutable_sampling()->set_top_logprobs(2);
+        for (int32_t id = 0; id < 40; ++id) {
+          auto& word = *r.mutable_sampling()->add_bad_words();
+          word.add_ids(id);
+          word.add_ids(id + 1);
+        }
+      },
+      [](v1::WorkerGenerateRequest& r) {
+        r.mutable_sampling()->set_temperature(1);
+        r.mutable_sampling()->set_seed(5);
+        r.mutable_sampling()->set_min_tokens(20);
+        for (int32_t id = 0; id < 60; ++id) r.mutable_sampling()->add_stop_token_ids(id);
+      },
+      [](v1::WorkerGenerateRequest& r) {
+        r.mutable_sampling()->set_temperature(1);
+        r.mutable_sampling()->set_seed(9);
+        r.mutable_sampling()->set_grammar(Grammar("[ab]{18}(aab|bba)"));
+      },
+  };
+  for (size_t i = 0; i < cases.size(); ++i) {
+    auto request = MakeRequest(Prompt(50, i), 30);
+    cases[i](request);
+    const Answer whole = Ask("alone", request);
+    ASSERT_TRUE(whole.status.ok()) << whole.status.error_message();
+    ASSERT_GE(whole.tokens.size(), 20u) << "case " << i;
+    for (const size_t cut :
+         {size_t{1}, size_t{14}, size_t{19}, whole.tokens.size() - 1, whole.tokens.size()}) {
+      for (const bool split : {false, true}) {
+        SCOPED_TRACE(testing::Message()
+                     << "case " << i << ", " << cut << " emitted" << (split ? ", split" : ""));
+        auto rest = request;
+        rest.set_request_id("again" + std::to_string(next_id_++));
+        rest.set_attempt(2);
+        rest.mutable_prompt()->Add(whole.tokens.begin(),
+                                   whole.tokens.begin() + static_cast<std::ptrdiff_t>(cut));
+        rest.set_emitted_tokens(static_cast<uint32_t>(cut));
+        if (split) *rest.mutable_prefill() = scheduler_.AddressOf("p");
+        const Answer more = Ask(split ? "d" : "alone", rest);
+        ASSERT_TRUE(more.status.ok()) << more.status.error_message();
+        EXPECT_EQ(more.tokens,
+                  std::vector(whole.tokens.begin() + static_cast<std::ptrdiff_t>(cut), whole.tokens.end()));
+        EXPECT_EQ(more.finish_reason, whole.finish_reason);
+      }
+    }
+  }
+  for (const char* id : {"alone", "p", "d"}) ExpectIdle(id);
+}
+
+TEST_F(WorkerTest, EmittedTokensThatCannotBeAreRefusedByName) {
+  StartWorker("both", "alone");
+  auto request = MakeRequest(Prompt(20, 1), 8);
+  const auto message = [&] { return Ask("alone", request).status.error_message(); };
+  request.set_emitted_tokens(20);
+  EXPECT_THAT(message(), HasSubstr("emitted_tokens is 20"));
+  request.set_emitted_tokens(9);
+  EXPECT_THAT(message(), HasSubstr("at most max_tokens, 8"));
+  request.set_emitted_tokens(4);
+  request.set_prompt_logprobs(0);
+  EXPECT_THAT(message(), HasSubstr("prompt_logprobs"));
+  request.clear_prompt_logprobs();
+  request.mutable_sampling()->set_grammar(Grammar("zzzz"));
+  EXPECT_THAT(message(), HasSubstr("emitted_tokens do not follow"));
 }
 
 TEST_F(WorkerTest, GrammarThatEndsBeforeItsFirstTokenIsAnEmptyAnswer) {

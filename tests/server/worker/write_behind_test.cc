@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <thread>
 
 #include "kvstore/keys.h"
@@ -155,6 +156,23 @@ TEST_F(WriteBehindTest, WritesABlockOnce) {
   EXPECT_TRUE(tier_.WaitBegun(1));
 }
 
+TEST_F(WriteBehindTest, AUseOfABlockThatTheTierHasIsToldAndNotWritten) {
+  std::atomic<int> used = 0;
+  BlockKey last;
+  Start({.used = [&](const BlockKey& key) {
+    ++used;
+    last = key;
+  }});
+  const BlockKey key = Offer(1);
+  ASSERT_TRUE(store_->Flush(absl::Seconds(30)));
+  EXPECT_EQ(used, 0);
+  store_->OfferAgain(key, *pool_->Lease(key));
+  EXPECT_EQ(used, 1);
+  EXPECT_EQ(last, key);
+  ASSERT_TRUE(store_->Flush(absl::Seconds(30)));
+  EXPECT_EQ(Count("stored"), 1u);
+}
+
 TEST_F(WriteBehindTest, AdmissionDecides) {
   Start({.admit = [](const BlockInfo& info) { return info.tokens[0] % 2 == 0; }});
   for (int32_t i = 0; i < 10; ++i) Offer(i);
@@ -225,6 +243,22 @@ TEST_F(WriteBehindTest, ATierThatFailsLosesNothingElse) {
   Offer(1);
   EXPECT_TRUE(store_->Flush(absl::Seconds(30)));
   EXPECT_EQ(Count("stored"), 1u);
+}
+
+TEST_F(WriteBehindTest, ATierThatDoesNotAnswerDoesNotKeepItFromEnding) {
+  Start({.end_wait = absl::Milliseconds(10)});
+  tier_.Hold();
+  const BlockKey written = Offer(1);
+  const BlockKey cleared = Offer(2);
+  ASSERT_TRUE(tier_.WaitBegun(2));
+  store_.reset();
+  EXPECT_EQ(pool_->stats().leased, 2u) << "the tier may still read them";
+  (void)pool_->Erase(std::vector{cleared}, /*pinned=*/true);
+  tier_.Release();
+  EXPECT_EQ(pool_->stats().leased, 0u);
+  EXPECT_EQ(Count("stored"), 1u);
+  EXPECT_EQ(Count("cleared_meanwhile"), 1u);
+  EXPECT_TRUE(tier_.Contains(written));
 }
 
 }  // namespace
