@@ -26,6 +26,9 @@ class ChoiceGroup::Member final : public OutputSink {
   void OnChoiceEnd(uint32_t, const ChoiceEnd& end, const TokenUsage& usage) override {
     group_->OnChoiceEnd(choice_, end, usage);
   }
+  std::optional<std::vector<std::string>> CalledTools(uint32_t) override {
+    return group_->CalledTools(choice_);
+  }
   int Status(const Outcome& outcome) override { return group_->Status(outcome); }
   void OnDone(const Outcome& outcome) override { group_->OnDone(choice_, outcome); }
 
@@ -192,6 +195,12 @@ void ChoiceGroup::OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const Token
     others = TakeOthers(choice);
   }
   BeginOthers(choice, others);
+}
+
+std::optional<std::vector<std::string>> ChoiceGroup::CalledTools(uint32_t choice) {
+  std::lock_guard lock(mu_);
+  // Of what is kept back nobody knows yet.
+  return flows() && !done_ ? sink_->CalledTools(choice) : std::nullopt;
 }
 
 int ChoiceGroup::Status(const Outcome& outcome) {

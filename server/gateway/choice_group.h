@@ -73,6 +73,7 @@ class ChoiceGroup final : public RequestRunner::Running, public std::enable_shar
   bool OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& usage);
   bool Restart(uint32_t choice);
   void OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage& usage);
+  std::optional<std::vector<std::string>> CalledTools(uint32_t choice);
   int Status(const Outcome& outcome);
   void OnDone(uint32_t choice, const Outcome& outcome);
 

@@ -11,11 +11,9 @@ constexpr absl::Duration kPollTimeout = absl::Seconds(1);
 
 }  // namespace
 
-ClusterWatch::ClusterWatch(std::shared_ptr<grpc::Channel> channel, std::string token, absl::Duration interval)
-    : channel_(std::move(channel)),
-      stub_(v1::Scheduler::NewStub(channel_)),
-      token_(std::move(token)),
-      interval_(interval) {
+ClusterWatch::ClusterWatch(ChannelCache& channels, const SchedulerLocator& scheduler, std::string token,
+                           absl::Duration interval)
+    : channels_(channels), scheduler_(scheduler), token_(std::move(token)), interval_(interval) {
   auto first = std::make_shared<ClusterSnapshot>();
   first->error = "not asked yet";
   snapshot_ = std::move(first);
@@ -72,7 +70,12 @@ void ClusterWatch::Poll() {
   SetTimeout(context, kPollTimeout);
   AddClusterToken(context, token_);
   v1::ClusterReply reply;
-  const grpc::Status status = stub_->Cluster(&context, v1::ClusterRequest(), &reply);
+  const SchedulerLocator::Place scheduler = scheduler_.Get();
+  AddSchedulerTerm(context, scheduler.term);
+  const grpc::Status status =
+      scheduler.address.empty()
+          ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "none is known to lead")
+          : v1::Scheduler::NewStub(channels_.Get(scheduler.address))->Cluster(&context, {}, &reply);
   auto next = std::make_shared<ClusterSnapshot>();
   const auto last = Get();
   if (!status.ok()) {
@@ -83,7 +86,8 @@ void ClusterWatch::Poll() {
     next->error = status.error_code() == grpc::StatusCode::UNAUTHENTICATED ? "it refused the cluster token"
                                                                            : "it cannot be reached";
   } else {
-    if (!reply.model().fingerprint().empty()) next->model = reply.model();
+    // A scheduler that has just begun knows of no model for a moment.
+    next->model = reply.model().fingerprint().empty() ? last->model : reply.model();
     for (const v1::WorkerView& worker : reply.workers()) {
       if (worker.state() != "ready") continue;
       if (worker.role() == v1::ROLE_DECODE || worker.role() == v1::ROLE_BOTH) {
@@ -94,6 +98,7 @@ void ClusterWatch::Poll() {
       }
       next->prefilling += worker.role() == v1::ROLE_PREFILL || worker.role() == v1::ROLE_BOTH;
     }
+    if (next->decoding == 0) next->decode_pool_tokens = last->decode_pool_tokens;
     if (next->model && (!last->model || last->model->fingerprint() != next->model->fingerprint())) {
       spdlog::info("serving model {} (fingerprint {}), context {} tokens", next->model->name(),
                    next->model->fingerprint().substr(0, 12), next->model->max_model_len());

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "absl/time/time.h"
+#include "server/cluster/scheduler_locator.h"
 #include "server/http/admin_server.h"
 #include "server/rpc/rpc.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
@@ -17,17 +18,21 @@ namespace tidepool {
 // What is served now. Immutable snapshot.
 struct ClusterSnapshot {
   std::optional<v1::ModelIdentity> model;
-  int prefilling = 0;               // ready workers that can prefill
-  int decoding = 0;                 // ready workers that can decode
-  uint64_t decode_pool_tokens = 0;  // KV capacity of the smallest ready decode worker; 0: unknown
-  std::string error;                // why the scheduler did not answer last time; empty: it did
+  int prefilling = 0;  // ready workers that can prefill
+  int decoding = 0;    // ready workers that can decode
+  uint64_t decode_pool_tokens =
+      0;              // KV capacity of the smallest decode worker that is, or was last, ready; 0: unknown
+  std::string error;  // why the scheduler did not answer last time; empty: it did
 };
 
 // ClusterWatch: polls Scheduler.Cluster (Driver; owns one thread). Once known, the model identity is kept
-// while the scheduler is away; a scheduler that names another model replaces it.
+// while the scheduler is away, or new and without workers yet; a scheduler that names another model replaces
+// it.
 class ClusterWatch {
  public:
-  ClusterWatch(std::shared_ptr<grpc::Channel> channel, std::string token, absl::Duration interval);
+  // `channels` and `scheduler` outlive it.
+  ClusterWatch(ChannelCache& channels, const SchedulerLocator& scheduler, std::string token,
+               absl::Duration interval);
   ~ClusterWatch();
 
   // `on_poll` runs on the watch's thread after each poll.
@@ -41,8 +46,8 @@ class ClusterWatch {
   void Run();
   void Poll();
 
-  const std::shared_ptr<grpc::Channel> channel_;
-  const std::unique_ptr<v1::Scheduler::Stub> stub_;
+  ChannelCache& channels_;
+  const SchedulerLocator& scheduler_;
   const std::string token_;
   const absl::Duration interval_;
   std::function<void()> on_poll_;

@@ -6,13 +6,17 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
+#include <unistd.h>
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/digest.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "config/address.h"
+#include "server/cluster/cluster_member.h"
 #include "server/gateway/access_log.h"
 #include "server/gateway/auth.h"
 #include "server/gateway/batches_front.h"
@@ -102,10 +106,13 @@ HttpServer::Options HttpOptions(const GatewayConfig& config) {
 }  // namespace
 
 struct GatewayServer::Impl {
-  Impl(const Config& c, MetricRegistry& registry, const Options& options, std::shared_ptr<const TextModel> t,
-       const TenantTable& tenants, std::unique_ptr<AccessLog> log, const GenerationDefaults& defaults)
+  Impl(const Config& c, MetricRegistry& registry, const Options& options, std::shared_ptr<ClusterMember> m,
+       std::shared_ptr<const TextModel> t, const TenantTable& tenants, std::unique_ptr<AccessLog> log,
+       const GenerationDefaults& defaults)
       : config(c),
         metrics(registry),
+        member(std::move(m)),
+        scheduler(MakeLocator(config.cluster, member)),
         text(std::move(t)),
         auth(tenants, config.gateway.server_key),
         limits(config.gateway, tenants, Clock::Real(), registry),
@@ -118,9 +125,9 @@ struct GatewayServer::Impl {
         probe(registry, config.scheduler.slo),
         pool(kPoolThreads, config.gateway.max_inflight),
         grammars(text->format(), config.gateway.grammar_cache_bytes, probe),
-        watch(channels.Get(config.cluster.scheduler), config.cluster.token, options.poll_interval),
-        runner({&config, text, &auth, &watch, &channels, &probe, &pool, &Clock::Real(), defaults, &limits,
-                &grammars}),
+        watch(channels, *scheduler, config.cluster.token, options.poll_interval),
+        runner({&config, text, &auth, &watch, scheduler.get(), &channels, &probe, &pool, &Clock::Real(),
+                defaults, &limits, &grammars}),
         http_front({&config, text, &auth, &runner, &probe, &pool, &limits, options.ping_interval}),
         batches(BatchDependencies(registry)),
         files_front(&http_front, &batches, config.gateway),
@@ -160,9 +167,13 @@ struct GatewayServer::Impl {
   void Publish();
   void PublishHealth();
   void Shutdown(absl::Duration grace);
+  // Known in etcd, where there is one.
+  void Join();
 
   const Config config;
   MetricRegistry& metrics;
+  const std::shared_ptr<ClusterMember> member;  // null: no etcd
+  const std::shared_ptr<SchedulerLocator> scheduler;
   ChannelCache channels;
   const std::shared_ptr<const TextModel> text;
   Authenticator auth;
@@ -357,6 +368,21 @@ void GatewayServer::Impl::Publish() {
   http_tls_failures.Add(stats.tls_failures - http_tls_failures.value());
 }
 
+void GatewayServer::Impl::Join() {
+  if (!member) return;
+  char host[256] = {};
+  if (gethostname(host, sizeof host - 1) != 0) *host = '\0';
+  const std::string& listen = config.gateway.http_listen;
+  v1::Member self;
+  self.set_address(absl::StrCat(listen.substr(0, listen.rfind(':')), ":", http.port()));
+  self.set_id(absl::StrCat("gateway-", host, "-", getpid()));
+  self.set_role("gateway");
+  self.set_version(TIDEPOOL_VERSION);
+  self.set_pid(static_cast<uint32_t>(getpid()));
+  self.set_host(host);
+  member->Join(self);
+}
+
 void GatewayServer::Impl::PublishHealth() {
   auto* health = grpc_server->GetHealthCheckService();
   if (health == nullptr) return;
@@ -370,6 +396,7 @@ void GatewayServer::Impl::Shutdown(absl::Duration grace) {
   if (shut) return;
   shut = true;
   const absl::Time deadline = absl::Now() + grace;
+  if (member) member->Leave();
   runner.BeginDrain();
   watch.Stop();
   if (grpc_server != nullptr) PublishHealth();
@@ -400,9 +427,15 @@ absl::StatusOr<std::unique_ptr<GatewayServer>> GatewayServer::Start(const Config
   TP_ASSIGN_OR_RETURN(const TenantTable tenants, LoadTenants(config.gateway));
   TP_ASSIGN_OR_RETURN(auto log, AccessLog::Open(config.gateway.access_log));
   TP_ASSIGN_OR_RETURN(const GenerationDefaults defaults, LoadGenerationDefaults(config.model));
-  auto impl =
-      std::make_unique<Impl>(config, metrics, options, std::move(text), tenants, std::move(log), defaults);
+  ClusterMember::Options membership;
+  membership.config = config.cluster;
+  membership.boot_id = RandomHexId();
+  membership.metrics = &metrics;
+  TP_ASSIGN_OR_RETURN(auto member, ClusterMember::StartIfConfigured(std::move(membership)));
+  auto impl = std::make_unique<Impl>(config, metrics, options, std::move(member), std::move(text), tenants,
+                                     std::move(log), defaults);
   const absl::Status status = impl->Start();
+  if (status.ok()) impl->Join();
   std::unique_ptr<GatewayServer> server(new GatewayServer(std::move(impl)));
   if (!status.ok()) return status;
   return server;

@@ -163,6 +163,11 @@ class GenerateStream final : public OutputSink,
     ended_.emplace(choice, std::move(message));
   }
 
+  std::optional<std::vector<std::string>> CalledTools(uint32_t choice) override {
+    std::lock_guard lock(mu_);
+    return choice < parsers_.size() ? parsers_[choice].CalledTools() : std::nullopt;
+  }
+
   int Status(const Outcome& outcome) override { return outcome.error ? outcome.error->status : 200; }
 
   void OnDone(const Outcome& outcome) override {

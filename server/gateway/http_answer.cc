@@ -114,6 +114,11 @@ void HttpAnswer::OnChoiceEnd(uint32_t choice, const ChoiceEnd& given, const Toke
   (void)Send();
 }
 
+std::optional<std::vector<std::string>> HttpAnswer::CalledTools(uint32_t choice) {
+  std::lock_guard lock(mu_);
+  return choice < parsers_.size() ? parsers_[choice].CalledTools() : std::nullopt;
+}
+
 void HttpAnswer::Ping(absl::Time now, absl::Duration interval) {
   std::lock_guard lock(mu_);
   if (!stream_ || !admitted_ || writer_ == nullptr || now - last_write_ < interval) return;

@@ -34,6 +34,7 @@ class HttpAnswer final : public OutputSink {
   bool OnDelta(uint32_t choice, OutputDelta delta, const TokenUsage& usage) override;
   bool Restart(uint32_t choice) override;
   void OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage& usage) override;
+  std::optional<std::vector<std::string>> CalledTools(uint32_t choice) override;
   int Status(const Outcome& outcome) override;
   void OnDone(const Outcome& outcome) override;
 

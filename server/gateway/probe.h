@@ -36,6 +36,8 @@ class GatewayProbe {
   Counter& prompt_cached;
   Counter& generated;
   Counter& retries;
+  Counter& resumed;              // of them
+  Counter& placed_again;         // for want of a scheduler or a worker
   Counter& session_pins;         // of conversations that wait for a tool, on each worker
   Counter& session_pins_failed;  // harmless: their blocks may be evicted sooner
   Counter& choices_cancelled;

@@ -1,5 +1,7 @@
 #include "server/gateway/request_runner.h"
 
+#include <grpcpp/alarm.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -23,6 +25,7 @@ namespace {
 // The scheduler decides in microseconds; what takes longer is a scheduler that is gone.
 constexpr absl::Duration kPlaceTimeout = absl::Seconds(2);
 constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
+constexpr absl::Duration kPlaceAgain = absl::Milliseconds(100);
 constexpr uint32_t kRetryAfterMax = 60;
 constexpr size_t kGapsMax = 4096;  // of return_trace's percentile
 constexpr double kNoSloSeconds = 1e6;
@@ -117,9 +120,17 @@ class RequestRunner::Request final : public ChoiceRun,
   std::optional<ApiError> MakeGrammar();
   void MakeBadWords(uint32_t vocab);
   void MakeKeys(const v1::ModelIdentity& model);
+  // What is to be placed: the prompt, and what was emitted of the answer.
+  void FillPlace();
+  std::vector<int32_t> PromptAndEmitted() const;
   void Place();
+  // Places again after a moment, where there is time for it; false: there is none.
+  bool PlaceLater();
   void OnPlaced(const grpc::Status& status, const v1::PlaceReply& reply);
   void Generate(const v1::PlaceReply& placement);
+  // What makes text of tokens, from the first on. False: it cannot, and the request has failed.
+  bool BeginAnswer();
+  void TakePath(const v1::RequestPath& path);
   // Of `pooling`. False: read no further.
   bool OnPooled(const v1::WorkerGenerateEvent& event);
   // False: read no further.
@@ -128,9 +139,9 @@ class RequestRunner::Request final : public ChoiceRun,
   bool TakePromptLogprobs(const v1::WorkerGenerateEvent& event);
   void OnAttemptEnd(uint32_t attempt, const grpc::Status& status);
   void Retry();
-  void SendFinish(std::function<void()> then);
+  // `completed`: the answer is there, and the scheduler may learn from it.
+  void SendFinish(bool completed, std::function<void()> then);
   // Keeps a conversation whose next turn may bring a tool's result. Not under mu_.
-  void PinSession();
   void SendPin(const std::string& worker, absl::Duration ttl);
   bool Deliver(OutputDelta delta);
   void TimeTokens(size_t count);
@@ -173,16 +184,22 @@ class RequestRunner::Request final : public ChoiceRun,
   bool ends_in_tool_result_ = false;  // of a chat
   v1::Sampling sampling_;             // without its grammar, which is large and shared
   GrammarCompiler::Grammar grammar_;  // null: the answer is free
+  BlockKey root_;                     // of the block keys
+  uint32_t block_tokens_ = 0;
   v1::PlaceRequest place_;
-  bool placed_ = false;  // a booking may exist at the scheduler
+  bool placed_ = false;                            // a booking may exist at the scheduler
+  absl::Time place_until_ = absl::InfinitePast();  // while it is asked for again and again: for how long
   std::optional<StreamDecoder> decoder_;
   std::optional<StopMatcher> stops_;
   uint32_t next_index_ = 0;
+  std::vector<int32_t> emitted_;  // next_index_ of them: what the next attempt goes on behind
   uint32_t delivered_ = 0;
   size_t scores_ = 0;  // of the prompt, taken
-  std::string decode_worker_;
+  std::string decode_worker_, decode_boot_;
   std::vector<std::string> workers_;  // host:port of those that hold the KV
   RequestTrace trace_;
+  bool resumed_ = false;          // an attempt failed in the middle of the answer
+  bool ended_by_itself_ = false;  // the answer did, not at a limit: its length tells something
   absl::Time first_token_, last_token_;
   std::atomic<bool> waiting_{true};
   double admit_seconds_ = -1;
@@ -577,25 +594,57 @@ void RequestRunner::Request::MakeKeys(const v1::ModelIdentity& model) {
   layout.head_dim = model.head_dim();
   layout.block_tokens = model.block_tokens();
   layout.dtype = static_cast<DType>(model.kv_dtype());
-  const BlockKey root = RootKey(model.fingerprint(), layout, salt_, model.kv_codec());
-  for (const BlockKey& key : BlockKeys(root, admission_.prompt_ids, layout.block_tokens)) {
-    place_.add_keys(key.bytes.data(), key.bytes.size());
-  }
+  root_ = RootKey(model.fingerprint(), layout, salt_, model.kv_codec());
+  block_tokens_ = layout.block_tokens;
+  FillPlace();
   place_.set_request_id(admission_.id);
-  place_.set_prompt_tokens(static_cast<uint32_t>(admission_.prompt_ids.size()));
-  place_.set_max_tokens(max_tokens_);
   place_.set_tenant(tenant_);
   place_.set_priority(request_.priority);
-  if (batch_class()) {
-    // Nobody waits for the first token: it is not refused for coming late.
-    place_.set_slo_ttft_seconds(kNoSloSeconds);
-    place_.set_slo_itl_seconds(kNoSloSeconds);
+  place_.set_request_class(batch_class() ? v1::REQUEST_CLASS_BATCH : v1::REQUEST_CLASS_ONLINE);
+  place_.set_route(request_.chat ? "chat" : "completion");
+}
+
+std::vector<int32_t> RequestRunner::Request::PromptAndEmitted() const {
+  std::vector<int32_t> ids = admission_.prompt_ids;
+  ids.insert(ids.end(), emitted_.begin(), emitted_.end());
+  return ids;
+}
+
+void RequestRunner::Request::FillPlace() {
+  const std::vector<int32_t> ids = PromptAndEmitted();
+  place_.clear_keys();
+  for (const BlockKey& key : BlockKeys(root_, ids, block_tokens_)) {
+    place_.add_keys(key.bytes.data(), key.bytes.size());
   }
+  place_.set_prompt_tokens(static_cast<uint32_t>(ids.size()));
+  place_.set_max_tokens(max_tokens_ - next_index_);
+}
+
+bool RequestRunner::Request::PlaceLater() {
+  const bool cluster = !deps_.config->cluster.etcd.empty();
+  if (!cluster && emitted_.empty()) return false;
+  const absl::Time now = deps_.clock->Now();
+  if (place_until_ == absl::InfinitePast()) place_until_ = now + deps_.config->gateway.placement_wait;
+  if (now + kPlaceAgain >= std::min(place_until_, deadline_)) return false;
+  deps_.probe->placed_again.Add();
+  // Holding the request keeps the runner's Shutdown waiting until it has gone off.
+  auto alarm = std::make_shared<grpc::Alarm>();
+  alarm->Set(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kPlaceAgain),
+             [self = shared_from_this(), alarm](bool) mutable {
+               self->Place();
+               alarm.reset();
+             });
+  return true;
 }
 
 void RequestRunner::Request::Place() {
+  const SchedulerLocator::Place scheduler = deps_.scheduler->Get();
+  if (scheduler.address.empty()) {
+    return OnPlaced(grpc::Status(grpc::StatusCode::UNAVAILABLE, "no scheduler is known to lead"), {});
+  }
   auto context = NewCall(kPlaceTimeout);
   if (context == nullptr) return;
+  AddSchedulerTerm(*context, scheduler.term);
   struct Call {
     std::shared_ptr<grpc::ClientContext> context;
     std::unique_ptr<v1::Scheduler::Stub> stub;
@@ -603,7 +652,7 @@ void RequestRunner::Request::Place() {
   };
   auto call = std::make_shared<Call>();
   call->context = std::move(context);
-  call->stub = v1::Scheduler::NewStub(deps_.channels->Get(deps_.config->cluster.scheduler));
+  call->stub = v1::Scheduler::NewStub(deps_.channels->Get(scheduler.address));
   placed_ = true;
   call->stub->async()->Place(
       call->context.get(), &place_, &call->reply,
@@ -618,10 +667,15 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
     cancelled = cancelled_;
   }
   if (cancelled) return Fail(Cancelled(*cancelled));
-  switch (status.error_code()) {
+  grpc::StatusCode code = status.error_code();
+  // What has begun was a valid request: those that could go on with it are not here now.
+  if (code == grpc::StatusCode::INVALID_ARGUMENT && !emitted_.empty()) code = grpc::StatusCode::UNAVAILABLE;
+  switch (code) {
     case grpc::StatusCode::OK:
       break;
     case grpc::StatusCode::RESOURCE_EXHAUSTED: {
+      // What has begun is not refused: there will be room.
+      if (!emitted_.empty() && PlaceLater()) return;
       v1::PlaceRejection rejection;
       if (!rejection.ParseFromString(status.error_details())) rejection.Clear();
       return Fail(MakeRetryable(
@@ -631,13 +685,18 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
     }
     case grpc::StatusCode::UNAVAILABLE:
     case grpc::StatusCode::DEADLINE_EXCEEDED:
-    case grpc::StatusCode::CANCELLED:
-      spdlog::warn("{}: not placed: {}", log_name_, status.error_message());
+    case grpc::StatusCode::CANCELLED: {
+      // Said at the first try and the last.
+      const bool first = place_until_ == absl::InfinitePast();
+      if (first) spdlog::warn("{}: not placed: {}", log_name_, status.error_message());
+      if (deps_.clock->Now() < deadline_ && PlaceLater()) return;
+      if (!first) spdlog::warn("{}: given up, not placed: {}", log_name_, status.error_message());
       if (deps_.clock->Now() >= deadline_) {
         return Fail(MakeError(errors::kTimeout, "the request's deadline passed before it was placed"));
       }
       return Fail(MakeRetryable(errors::kUnavailable, SafeMessage(status, "the scheduler cannot be reached"),
                                 RetryAfter(1)));
+    }
     case grpc::StatusCode::INVALID_ARGUMENT:
       return Fail(
           MakeError(errors::kInvalidRequest, SafeMessage(status, "the scheduler refused the request")));
@@ -648,6 +707,7 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
   if (reply.decode().grpc().empty()) {
     return Fail(MakeError(errors::kInternal, "the scheduler placed the request nowhere"));
   }
+  place_until_ = absl::InfinitePast();
   trace_.placement_reason = reply.reason();
   if (!admitted_) {
     admitted_ = true;
@@ -658,22 +718,27 @@ void RequestRunner::Request::OnPlaced(const grpc::Status& status, const v1::Plac
   Generate(reply);
 }
 
-void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
+bool RequestRunner::Request::BeginAnswer() {
   std::span<const int32_t> kept;
   if (request_.chat) kept = deps_.text->format().KeptTokens();
   decoder_.emplace(deps_.text->tokenizer(), request_.skip_special_tokens, kept);
   decoder_->Prime(admission_.prompt_ids);  // an answer goes on where the prompt ends: its first space stays
   auto stops = StopMatcher::Create(request_.stop, request_.include_stop_str_in_output);
   if (!stops.ok()) {
-    return Fail(MakeError(errors::kInvalidRequest, "stop: " + std::string(stops.status().message()), "stop"));
+    Fail(MakeError(errors::kInvalidRequest, "stop: " + std::string(stops.status().message()), "stop"));
+    return false;
   }
   stops_.emplace(std::move(stops).value());
-  next_index_ = 0;
-  delivered_ = 0;
   scores_ = 0;
-  gaps_.clear();
   trace_.path.Clear();
+  return true;
+}
+
+void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
+  // Else text, stop strings and counts go on where they are.
+  if (emitted_.empty() && !BeginAnswer()) return;
   decode_worker_ = placement.decode().worker_id();
+  decode_boot_ = placement.decode().boot_id();
   workers_ = {placement.decode().grpc()};
   if (placement.has_prefill()) workers_.push_back(placement.prefill().grpc());
 
@@ -690,7 +755,9 @@ void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
   message.set_attempt(number);
   message.set_tenant(tenant_);
   message.set_salt(salt_);
-  message.mutable_prompt()->Add(admission_.prompt_ids.begin(), admission_.prompt_ids.end());
+  const std::vector<int32_t> ids = PromptAndEmitted();
+  message.mutable_prompt()->Add(ids.begin(), ids.end());
+  message.set_emitted_tokens(next_index_);
   message.set_max_tokens(max_tokens_);
   *message.mutable_sampling() = sampling_;
   if (grammar_) message.mutable_sampling()->set_grammar(grammar_->bytes());
@@ -702,7 +769,9 @@ void RequestRunner::Request::Generate(const v1::PlaceReply& placement) {
     message.set_pooling(request_.pooling == Pooling::kMean ? v1::POOLING_MEAN : v1::POOLING_LAST);
     message.set_normalize(request_.normalize);
   }
-  if (request_.scored() >= 0) message.set_prompt_logprobs(static_cast<uint32_t>(request_.scored()));
+  if (request_.scored() >= 0 && emitted_.empty()) {
+    message.set_prompt_logprobs(static_cast<uint32_t>(request_.scored()));
+  }
   if (placement.has_prefill()) *message.mutable_prefill() = placement.prefill();
   *message.mutable_holders() = placement.holders();
   auto* attempt = new Attempt(shared_from_this(), number, std::move(context),
@@ -715,7 +784,7 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
     std::lock_guard lock(mu_);
     if (ended_ || cancelled_ || attempt != attempt_) return false;
   }
-  if (event.has_path()) trace_.path = event.path();
+  if (event.has_path()) TakePath(event.path());
   if (request_.pooling != Pooling::kNone) return OnPooled(event);
   if (!TakePromptLogprobs(event)) return false;
   TimeTokens(static_cast<size_t>(event.tokens_size()));
@@ -734,6 +803,7 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
       return false;
     }
     ++next_index_;
+    emitted_.push_back(token.id());
     if (request_.prompt_only) continue;
     DeliveredToken out{token.id(), token.logprob(), {}};
     for (const v1::TokenLogprob& top : token.top()) out.top.push_back({top.id(), top.logprob()});
@@ -768,6 +838,16 @@ bool RequestRunner::Request::OnEvent(uint32_t attempt, const v1::WorkerGenerateE
   Done(std::move(end));
   // The worker is cancelled where it would go on; its own last event needs no cancelling, so read to the end.
   return last;
+}
+
+void RequestRunner::Request::TakePath(const v1::RequestPath& path) {
+  // Of an answer that goes on elsewhere, what came of its prompt was told by the attempt that began it.
+  if (!resumed_) {
+    trace_.path = path;
+    return;
+  }
+  trace_.path.set_decode_worker(path.decode_worker());
+  trace_.path.set_decode_pid(path.decode_pid());
 }
 
 bool RequestRunner::Request::OnPooled(const v1::WorkerGenerateEvent& event) {
@@ -846,14 +926,15 @@ void RequestRunner::Request::OnAttemptEnd(uint32_t attempt, const grpc::Status& 
   spdlog::warn("{}: attempt {} on {} ended: {} {}", log_name_, attempt, decode_worker_,
                static_cast<int>(status.error_code()), status.error_message());
   const grpc::StatusCode code = status.ok() ? grpc::StatusCode::INTERNAL : status.error_code();
-  if (code == grpc::StatusCode::INVALID_ARGUMENT) {
+  // One that has begun was valid.
+  if (code == grpc::StatusCode::INVALID_ARGUMENT && emitted_.empty()) {
     return Fail(MakeError(errors::kInvalidRequest, SafeMessage(status, "the worker refused the request")));
   }
   if (code == grpc::StatusCode::DEADLINE_EXCEEDED || deps_.clock->Now() >= deadline_) {
     return Fail(MakeError(errors::kTimeout, "the answer was not complete within the request's deadline"));
   }
   const bool retries_left = attempt <= deps_.config->gateway.max_retries;
-  if (retries_left && sink_->Restart(0)) return Retry();
+  if (retries_left && (!emitted_.empty() || sink_->Restart(0))) return Retry();
   const std::string message =
       absl::StrCat("the request failed because ", std::string(CauseOf(code)),
                    delivered_ > 0 ? " in the middle of the answer" : "",
@@ -867,12 +948,25 @@ void RequestRunner::Request::OnAttemptEnd(uint32_t attempt, const grpc::Status& 
 
 void RequestRunner::Request::Retry() {
   deps_.probe->retries.Add();
-  place_.add_exclude_workers(decode_worker_);
-  // The old booking first: the scheduler knows one booking a request.
-  SendFinish([self = shared_from_this()] { self->Place(); });
+  if (!emitted_.empty()) {
+    resumed_ = true;
+    deps_.probe->resumed.Add();
+    spdlog::info("{}: goes on elsewhere behind {} tokens", log_name_, next_index_);
+    FillPlace();
+    // It was admitted once: what it would miss now is not its fault.
+    place_.set_slo_ttft_seconds(kNoSloSeconds);
+    place_.set_slo_itl_seconds(kNoSloSeconds);
+    place_.set_request_class(v1::REQUEST_CLASS_ONLINE);  // nor does it wait for a gap once more
+  }
+  // The process, not the name: it may be back before there is another.
+  place_.add_exclude_workers(decode_boot_);
+  // The new booking takes the old one's place, which nobody else gets meanwhile; its tokens count at the end.
+  if (!emitted_.empty()) return Place();
+  // One that has given nothing ends first: what was charged for its prompt is given back.
+  SendFinish(false, [self = shared_from_this()] { self->Place(); });
 }
 
-void RequestRunner::Request::SendFinish(std::function<void()> then) {
+void RequestRunner::Request::SendFinish(bool completed, std::function<void()> then) {
   struct Call {
     grpc::ClientContext context;
     std::unique_ptr<v1::Scheduler::Stub> stub;
@@ -880,11 +974,26 @@ void RequestRunner::Request::SendFinish(std::function<void()> then) {
     v1::FinishReply reply;
   };
   auto call = std::make_shared<Call>();
+  const SchedulerLocator::Place scheduler = deps_.scheduler->Get();
+  if (scheduler.address.empty()) {  // nor is its booking known to anybody
+    if (then) then();
+    return;
+  }
   AddClusterToken(call->context, deps_.config->cluster.token);
+  AddSchedulerTerm(call->context, scheduler.term);
   AddTrace(call->context, request_.trace);
   SetTimeout(call->context, kFinishTimeout);
-  call->stub = v1::Scheduler::NewStub(deps_.channels->Get(deps_.config->cluster.scheduler));
+  call->stub = v1::Scheduler::NewStub(deps_.channels->Get(scheduler.address));
   call->request.set_request_id(admission_.id);
+  call->request.set_completed(completed);
+  call->request.set_cut(!ended_by_itself_);
+  call->request.set_output_tokens(next_index_);
+  // What a client waited that was resumed elsewhere is nobody's prediction.
+  if (next_index_ > 0 && !resumed_) {
+    call->request.set_ttft_seconds(trace_.ttft_seconds);
+    call->request.set_itl_seconds(trace_.itl_mean_seconds);
+    *call->request.mutable_path() = trace_.path;
+  }
   // Holding the request keeps the runner's Shutdown waiting until the call is over.
   call->stub->async()->Finish(
       &call->context, &call->request, &call->reply,
@@ -893,12 +1002,6 @@ void RequestRunner::Request::SendFinish(std::function<void()> then) {
         if (!s.ok()) spdlog::debug("{}: finish: {}", self->log_name_, s.error_message());
         if (then) then();
       });
-}
-
-void RequestRunner::Request::PinSession() {
-  const absl::Duration ttl = runner_.session_pins_.TurnEnded(session_, deps_.clock->Now());
-  if (ttl <= absl::ZeroDuration()) return;
-  for (const std::string& worker : workers_) SendPin(worker, ttl);
 }
 
 void RequestRunner::Request::SendPin(const std::string& worker, absl::Duration ttl) {
@@ -938,6 +1041,7 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
   Outcome outcome;
   auto* end = std::get_if<ChoiceEnd>(&how);
   if (end == nullptr) outcome.error = std::get<ApiError>(std::move(how));
+  ended_by_itself_ = end != nullptr && !request_.prompt_only && end->finish_reason == "stop";
   GatewayProbe& probe = *deps_.probe;
   const absl::Time now = deps_.clock->Now();
   outcome.usage = Usage();
@@ -994,9 +1098,16 @@ void RequestRunner::Request::Done(std::variant<ApiError, ChoiceEnd> how) {
     probe.running.Set(static_cast<double>(runner_.active_));
   }
   if (end != nullptr) sink_->OnChoiceEnd(0, *end, outcome.usage);
+  absl::Duration pin = absl::ZeroDuration();
+  if (end != nullptr && session_ != 0 && offers_tools_) {
+    // Before the client has the whole answer: it may come back at once.
+    pin = runner_.session_pins_.TurnEnded(session_, tenant_, sink_->CalledTools(0), now);
+  }
   sink_->OnDone(outcome);
-  if (placed_) SendFinish(nullptr);
-  if (end != nullptr && session_ != 0 && offers_tools_) PinSession();
+  if (placed_) SendFinish(end != nullptr, nullptr);
+  if (pin > absl::ZeroDuration()) {
+    for (const std::string& worker : workers_) SendPin(worker, pin);
+  }
   runner_.changed_.notify_all();
 }
 

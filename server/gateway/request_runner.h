@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "config/config.h"
+#include "server/cluster/scheduler_locator.h"
 #include "server/gateway/auth.h"
 #include "server/gateway/cluster_watch.h"
 #include "server/gateway/embeddings.h"
@@ -114,6 +115,9 @@ class OutputSink {
   // False: the client has seen some of it.
   virtual bool Restart(uint32_t choice) = 0;
   virtual void OnChoiceEnd(uint32_t choice, const ChoiceEnd& end, const TokenUsage& usage) = 0;
+  // Which tools a choice that has ended called, by name and in their order: who takes messages apart knows.
+  // nullopt: it is not known. May be asked between OnChoiceEnd and OnDone.
+  virtual std::optional<std::vector<std::string>> CalledTools(uint32_t /*choice*/) { return std::nullopt; }
   // The HTTP status that the client sees (or saw, where headers are out). Asked right before OnDone, so that
   // a request is counted before its client can ask for the count.
   virtual int Status(const Outcome& outcome) = 0;
@@ -124,9 +128,13 @@ class OutputSink {
 //
 //   tokenise (pool) → keys → Scheduler.Place → Worker.Generate → text, stop strings → sink → Scheduler.Finish
 //
-// A worker that fails before anything reached the client costs time only: the request is placed again without
-// that worker, at most max_retries times. Afterwards it ends in an error. Every request ends once, within
-// request_timeout. Thread-safe; starts no thread of its own.
+// A worker that fails costs time only: the request is placed again without that process, at most max_retries
+// times, and goes on behind the tokens that came until then, as if nothing had happened: none is repeated,
+// skipped or taken back (only what is numerically different at another batch size can differ, unless
+// engine.batch_invariant). One attempt owns a request at a time; what another sends is dropped. Afterwards it
+// ends in an error. Where no scheduler answers in a cluster with etcd, or no worker can go on with an answer
+// that has begun, it asks again for placement_wait. Every request ends once, within request_timeout.
+// Thread-safe; starts no thread of its own.
 //
 // With n or best_of above 1, or more_prompts, every choice is a sequence of its own, placed and counted (in
 // flight, in metrics) as one, and drawn with seed + its number (of its prompt). The first choice of a prompt
@@ -143,6 +151,7 @@ class RequestRunner {
     std::shared_ptr<const TextModel> text;
     const Authenticator* auth = nullptr;
     const ClusterWatch* cluster = nullptr;
+    const SchedulerLocator* scheduler = nullptr;
     ChannelCache* channels = nullptr;
     GatewayProbe* probe = nullptr;
     WorkPool* pool = nullptr;

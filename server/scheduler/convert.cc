@@ -1,5 +1,6 @@
 #include "server/scheduler/convert.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -37,6 +38,31 @@ WorkerAddress FromProto(const v1::WorkerAddress& in) {
           .host = in.host(),
           .arena = in.arena()};
 }
+
+// What a client may name is kept for every request and tenant: bounded.
+constexpr size_t kNameBytesMax = 256;
+
+absl::Status CheckName(const std::string& name, std::string_view field) {
+  if (name.size() <= kNameBytesMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(std::string(field) + ": has " + std::to_string(name.size()) +
+                                    " bytes; at most " + std::to_string(kNameBytesMax));
+}
+
+absl::StatusOr<SloClass> FromProto(v1::RequestClass in) {
+  switch (in) {
+    case v1::REQUEST_CLASS_ONLINE:
+      return SloClass::kStandard;
+    case v1::REQUEST_CLASS_BATCH:
+      return SloClass::kBatch;
+    case v1::REQUEST_CLASS_INTERACTIVE:
+      return SloClass::kInteractive;
+    default:
+      return absl::InvalidArgumentError("request_class: must be online, batch or interactive");
+  }
+}
+
+// Not negative, not NaN.
+double Measured(double seconds) { return std::isfinite(seconds) && seconds > 0 ? seconds : 0; }
 
 absl::StatusOr<absl::Duration> ToSlo(double seconds, std::string_view field) {
   if (!std::isfinite(seconds) || seconds < 0)
@@ -110,9 +136,32 @@ absl::StatusOr<PlaceRequest> FromProto(const v1::PlaceRequest& in) {
   }
   out.prompt_tokens = in.prompt_tokens();
   out.max_tokens = in.max_tokens();
+  TP_RETURN_IF_ERROR(CheckName(in.tenant(), "tenant"));
+  TP_RETURN_IF_ERROR(CheckName(in.route(), "route"));
+  out.tenant = in.tenant();
+  out.route = in.route();
+  out.priority = in.priority();
+  TP_ASSIGN_OR_RETURN(out.slo_class, FromProto(in.request_class()));
   TP_ASSIGN_OR_RETURN(out.slo_ttft, ToSlo(in.slo_ttft_seconds(), "slo_ttft_seconds"));
   TP_ASSIGN_OR_RETURN(out.slo_itl, ToSlo(in.slo_itl_seconds(), "slo_itl_seconds"));
   out.exclude_workers.assign(in.exclude_workers().begin(), in.exclude_workers().end());
+  return out;
+}
+
+absl::StatusOr<FinishInfo> FromProto(const v1::FinishRequest& in) {
+  if (in.request_id().empty()) return absl::InvalidArgumentError("finish: request_id is empty");
+  const v1::RequestPath& path = in.path();
+  FinishInfo out{.output_tokens = in.output_tokens(),
+                 .ttft_seconds = Measured(in.ttft_seconds()),
+                 .itl_seconds = Measured(in.itl_seconds()),
+                 .cached_remote_tokens = path.cached_remote_tokens(),
+                 .cached_disk_tokens = path.cached_disk_tokens(),
+                 .fetched_bytes = path.fetched_bytes(),
+                 .completed = in.completed(),
+                 .cut = in.cut()};
+  const uint64_t elsewhere = uint64_t{out.cached_remote_tokens} + out.cached_disk_tokens;
+  out.cached_host_tokens =
+      static_cast<uint32_t>(path.cached_tokens() - std::min<uint64_t>(elsewhere, path.cached_tokens()));
   return out;
 }
 
@@ -197,6 +246,30 @@ void ToProto(const WorkerView& in, v1::WorkerView* out) {
   }
   out->set_indexed_blocks(in.indexed_blocks);
   out->set_seconds_since_report(absl::ToDoubleSeconds(in.since_report));
+}
+
+void ToProto(const RequestRecord& in, absl::Time now, v1::Decision* out) {
+  out->set_request_id(in.request_id);
+  out->set_tenant(in.tenant);
+  out->set_request_class(std::string(SloClassName(in.slo_class)));
+  out->set_seconds_ago(absl::ToDoubleSeconds(now - in.placed_at));
+  out->set_outcome(std::string(in.outcome));
+  out->set_rejection(std::string(in.rejection_kind));
+  out->set_prefill_worker(in.prefill_worker);
+  out->set_decode_worker(in.decode_worker);
+  out->set_holder(in.holder);
+  out->set_prompt_tokens(in.prompt_tokens);
+  out->set_expected_cached_tokens(in.expected_cached_tokens);
+  out->set_expected_output_tokens(in.expected_output_tokens);
+  out->set_predicted_ttft_seconds(in.predicted_ttft_seconds);
+  out->set_predicted_itl_seconds(in.predicted_itl_seconds);
+  out->set_ttft_seconds(in.actual.ttft_seconds);
+  out->set_itl_seconds(in.actual.itl_seconds);
+  out->set_output_tokens(in.actual.output_tokens);
+  out->set_cached_host_tokens(in.actual.cached_host_tokens);
+  out->set_cached_remote_tokens(in.actual.cached_remote_tokens);
+  out->set_cached_disk_tokens(in.actual.cached_disk_tokens);
+  out->set_fetched_bytes(in.actual.fetched_bytes);
 }
 
 }  // namespace tidepool

@@ -33,7 +33,7 @@ SchedulerProbe::SchedulerProbe(MetricRegistry& m)
       decode_error_(ModelError(m, "decode")),
       fetch_error_(ModelError(m, "fetch")) {
   for (const char* kind : {"remote", "local", "rejected", "unavailable", "invalid"}) Decisions(kind);
-  for (const char* reason : {"ttft", "itl", "inflight", "memory"}) Rejected(reason);
+  for (const char* reason : {"ttft", "itl", "inflight", "memory", "batch"}) Rejected(reason);
   Export({}, 0, 0);
 }
 

@@ -35,6 +35,7 @@ absl::Status Replicator::Execute(const CopyOrder& order, uint64_t block_bytes,
   request.set_bytes_per_second(bytes_per_second_);
   grpc::ClientContext call;
   AddClusterToken(call, token_);
+  AddSchedulerTerm(call, term_);
   const double paced = bytes_per_second_ == 0 ? 0
                                               : static_cast<double>(order.keys.size() * block_bytes) /
                                                     static_cast<double>(bytes_per_second_);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <mutex>
 #include <set>
@@ -8,6 +9,7 @@
 #include "absl/status/status.h"
 #include "base/probe.h"
 #include "scheduler/replication.h"
+#include "server/cluster/scheduler_locator.h"
 #include "server/rpc/rpc.h"
 
 namespace tidepool {
@@ -33,10 +35,13 @@ class Replicator {
                        const std::function<void()>& progress, Tally& tally);
   // Ends what runs; later calls are Cancelled.
   void Stop();
+  // The term in which orders are given from now on: workers that know of a higher one refuse them.
+  void SetTerm(uint64_t term) { term_ = term; }
 
  private:
   const std::string token_;
   const uint64_t bytes_per_second_;
+  std::atomic<uint64_t> term_{0};  // 0: there are no terms
   Counter& blocks_;
   Counter& bytes_;
   Counter& skipped_;

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/probe.h"
 #include "config/config.h"
+#include "server/cluster/scheduler_locator.h"
 
 namespace tidepool {
 
@@ -17,12 +18,14 @@ namespace tidepool {
 // restarted at any time. Thread-safe.
 class SchedulerServer {
  public:
-  // Listens at once. `metrics` (and `clock`) outlive the server. Errors: Unavailable, the address cannot be
-  // bound.
+  // Listens at once. `metrics` (and `clock`, `leadership`) outlive the server. With `leadership`, which one
+  // of several schedulers has at a time, calls are Unavailable while another leads, and say who. Errors:
+  // Unavailable, the address cannot be bound.
   static absl::StatusOr<std::unique_ptr<SchedulerServer>> Start(const SchedulerConfig& config,
                                                                 const std::string& cluster_token,
                                                                 MetricRegistry& metrics,
-                                                                const Clock& clock = Clock::Real());
+                                                                const Clock& clock = Clock::Real(),
+                                                                Leadership* leadership = nullptr);
   // Shuts down without grace where Shutdown was not called.
   ~SchedulerServer();
 

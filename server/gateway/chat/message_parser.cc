@@ -139,7 +139,9 @@ void MessageParser::Think(std::string_view text, std::vector<MessageDelta>& out)
 
 void MessageParser::Body(std::string_view text, std::vector<MessageDelta>& out) {
   if (calls_ != nullptr) {
+    const size_t before = out.size();
     calls_->Push(text, out);
+    NoteCalls(out, before);
   } else {
     AppendDelta(MessageDelta::Kind::kContent, text, out);
   }
@@ -148,7 +150,21 @@ void MessageParser::Body(std::string_view text, std::vector<MessageDelta>& out) 
 void MessageParser::Finish(std::vector<MessageDelta>& out) {
   if (state_ == State::kReasoning && !(space_.empty() && tag_.empty())) Think(std::exchange(tag_, {}), out);
   if (state_ == State::kStart) Body(std::exchange(space_, {}) + std::exchange(tag_, {}), out);
-  if (calls_ != nullptr) calls_->Finish(out);
+  if (calls_ == nullptr) return;
+  const size_t before = out.size();
+  calls_->Finish(out);
+  NoteCalls(out, before);
+}
+
+void MessageParser::NoteCalls(const std::vector<MessageDelta>& out, size_t first) {
+  for (size_t i = first; i < out.size(); ++i) {
+    if (out[i].begins_call()) called_.push_back(out[i].name);
+  }
+}
+
+std::optional<std::vector<std::string>> MessageParser::CalledTools() const {
+  if (calls_ == nullptr) return std::nullopt;
+  return called_;
 }
 
 std::string_view MessageParser::FinishReason(std::string_view reason) const {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -82,6 +83,8 @@ class MessageParser {
 
   // What an answer that ended with `reason` (stop, length) ended with, its calls considered.
   std::string_view FinishReason(std::string_view reason) const;
+  // Names of the calls that have begun, in their order; nullopt where no calls are looked for.
+  std::optional<std::vector<std::string>> CalledTools() const;
   // Tokens up to and with the one that ended the reasoning. Of several that came in one piece with its end,
   // those that its bytes stand for.
   uint32_t reasoning_tokens() const { return reasoning_tokens_; }
@@ -94,6 +97,8 @@ class MessageParser {
   size_t Reason(std::string_view text, size_t at, std::vector<MessageDelta>& out);
   void Think(std::string_view text, std::vector<MessageDelta>& out);
   void Body(std::string_view text, std::vector<MessageDelta>& out);
+  // Of the pieces of `out` from `first` on.
+  void NoteCalls(const std::vector<MessageDelta>& out, size_t first);
 
   std::unique_ptr<ToolCallParser> calls_;  // null: the body is content
   bool include_reasoning_, named_;
@@ -101,6 +106,7 @@ class MessageParser {
   bool any_reasoning_ = false;
   std::string space_, tag_;  // held back: white space, and the beginning of a tag after it
   uint32_t reasoning_tokens_ = 0;
+  std::vector<std::string> called_;
 };
 
 }  // namespace tidepool

@@ -57,7 +57,7 @@ class FakeWorker final : public v1::Worker::Service {
     EXPECT_TRUE(server.ok());
     server_ = std::move(server->server);
     address_.set_worker_id(id_);
-    address_.set_boot_id(std::string(32, 'b'));
+    address_.set_boot_id("boot-" + id_);
     address_.set_grpc("127.0.0.1:" + std::to_string(server->port));
     address_.set_pid(4711);
   }
@@ -201,8 +201,7 @@ class FakeScheduler final : public v1::Scheduler::Service {
     if (place_) return place_(*request, reply);
     for (const auto& worker : cluster_.workers()) {
       const auto& excluded = request->exclude_workers();
-      if (std::find(excluded.begin(), excluded.end(), worker.address().worker_id()) != excluded.end())
-        continue;
+      if (std::find(excluded.begin(), excluded.end(), worker.address().boot_id()) != excluded.end()) continue;
       *reply->mutable_decode() = worker.address();
       reply->set_reason("because the test says so");
       return grpc::Status::OK;

@@ -6,10 +6,12 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <limits>
 #include <mutex>
 #include <thread>
 
+#include "server/cluster/member_codec.h"
 #include "server/rpc/long_call.h"
 #include "server/rpc/rpc.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
@@ -29,7 +31,7 @@ class SchedulerServerTest : public testing::Test {
   SchedulerServerTest() { config_.listen = "127.0.0.1:0"; }
 
   void Start() {
-    auto server = SchedulerServer::Start(config_, kToken, metrics_, clock_);
+    auto server = SchedulerServer::Start(config_, kToken, metrics_, clock_, leadership_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = std::move(*server);
     const std::string address = "127.0.0.1:" + std::to_string(server_->port());
@@ -92,6 +94,7 @@ class SchedulerServerTest : public testing::Test {
 
   FakeClock clock_;
   MetricRegistry metrics_;
+  Leadership* leadership_ = nullptr;
   SchedulerConfig config_;
   ChannelCache channels_;
   std::unique_ptr<SchedulerServer> server_;
@@ -240,6 +243,71 @@ TEST_F(SchedulerServerTest, FinishFreesThePlaceOfARequest) {
   v1::FinishReply reply;
   for (int i = 0; i < 2; ++i) EXPECT_TRUE(Call(&v1::Scheduler::Stub::Finish, finish, &reply).ok());
   EXPECT_TRUE(Place(Request("r2", 100)).ok());
+}
+
+TEST_F(SchedulerServerTest, DecisionsShowWhatWasPredictedAndWhatCameOfIt) {
+  config_.classes.batch.ttft = absl::Milliseconds(1);
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  auto chat = Request("chat-1", 1000);
+  chat.set_tenant("acme");
+  chat.set_route("chat");
+  ASSERT_TRUE(Place(chat).ok());
+  auto line = Request("line", 1000);
+  line.set_request_class(v1::REQUEST_CLASS_BATCH);
+  EXPECT_EQ(Place(line).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED)
+      << "its class has its own objective";
+  v1::FinishRequest finish;
+  finish.set_request_id("chat-1");
+  finish.set_completed(true);
+  finish.set_output_tokens(7);
+  finish.set_ttft_seconds(0.25);
+  finish.set_itl_seconds(std::numeric_limits<double>::quiet_NaN());
+  finish.mutable_path()->set_cached_tokens(100);
+  finish.mutable_path()->set_cached_remote_tokens(30);
+  finish.mutable_path()->set_fetched_bytes(4096);
+  v1::FinishReply finished;
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Finish, finish, &finished).ok());
+
+  v1::DecisionsRequest ask;
+  v1::DecisionsReply reply;
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Decisions, ask, &reply).ok());
+  ASSERT_EQ(reply.decisions_size(), 2);
+  EXPECT_EQ(reply.decisions(0).request_id(), "line");
+  EXPECT_EQ(reply.decisions(0).outcome(), "rejected");
+  EXPECT_EQ(reply.decisions(0).rejection(), "ttft");
+  EXPECT_EQ(reply.decisions(0).request_class(), "batch");
+  ask.set_request_id("chat-1");
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Decisions, ask, &reply).ok());
+  ASSERT_EQ(reply.decisions_size(), 1);
+  const v1::Decision& d = reply.decisions(0);
+  EXPECT_EQ(d.outcome(), "done");
+  EXPECT_EQ(d.tenant(), "acme");
+  EXPECT_EQ(d.decode_worker(), "w1");
+  EXPECT_GT(d.predicted_ttft_seconds(), 0);
+  EXPECT_EQ(d.ttft_seconds(), 0.25);
+  EXPECT_EQ(d.itl_seconds(), 0) << "no number is not known";
+  EXPECT_EQ(d.cached_host_tokens(), 70u);
+  EXPECT_EQ(d.fetched_bytes(), 4096u);
+  ask.set_request_id("never");
+  EXPECT_EQ(Call(&v1::Scheduler::Stub::Decisions, ask, &reply).error_code(), grpc::StatusCode::NOT_FOUND);
+  ask.Clear();
+  ask.set_max(100'000);
+  EXPECT_EQ(Call(&v1::Scheduler::Stub::Decisions, ask, &reply).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(SchedulerServerTest, BadClassAndEndlessNamesAreRefused) {
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  auto r = Request("r", 100);
+  r.set_request_class(static_cast<v1::RequestClass>(9));
+  EXPECT_EQ(Place(r).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  r = Request("r", 100);
+  r.set_tenant(std::string(300, 'x'));
+  const grpc::Status refused = Place(r);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refused.error_message(), HasSubstr("tenant"));
 }
 
 TEST_F(SchedulerServerTest, SilentWorkerIsLostAndCounted) {
@@ -484,6 +552,187 @@ TEST_F(ReplicationServerTest, HotBlocksAreCopiedWithoutBeingAskedFor) {
   }
   ASSERT_TRUE(kv_.WaitForCopy());
   EXPECT_EQ(kv_.copies()[0].keys_size(), 8);
+}
+
+// What a test says of the election.
+class FakeLeadership final : public Leadership {
+ public:
+  std::optional<uint64_t> Term(uint64_t callers_term) override {
+    std::lock_guard lock(mu_);
+    if (callers_term > term_) leads_ = false;
+    return leads_ ? std::optional(term_) : std::nullopt;
+  }
+  std::string LeaderAddress() const override { return "other.test:8002"; }
+  std::vector<v1::Member> Members() const override {
+    std::lock_guard lock(mu_);
+    return members_;
+  }
+  bool EtcdReachable() const override { return true; }
+
+  void Lead(uint64_t term) {
+    std::lock_guard lock(mu_);
+    term_ = term;
+    leads_ = true;
+  }
+  void AddMember(const std::string& id, const std::string& fingerprint, const std::string& role = "both",
+                 const std::string& identity = "") {
+    std::lock_guard lock(mu_);
+    v1::Member& member = members_.emplace_back();
+    member.set_id(id);
+    member.set_fingerprint(fingerprint);
+    member.set_role(role);
+    member.set_identity(identity);
+  }
+
+ private:
+  mutable std::mutex mu_;
+  bool leads_ = false;
+  uint64_t term_ = 0;
+  std::vector<v1::Member> members_;
+};
+
+class StandbyTest : public SchedulerServerTest {
+ protected:
+  StandbyTest() { leadership_ = &fake_; }
+  grpc::Status ReportAtTerm(uint64_t term) {
+    grpc::ClientContext context;
+    AddClusterToken(context, kToken);
+    AddSchedulerTerm(context, term);
+    SetTimeout(context, absl::Seconds(10));
+    return stub_->Report(&context, Report("a", v1::ROLE_BOTH), &reply_);
+  }
+  FakeLeadership fake_;
+};
+
+TEST_F(StandbyTest, StandsByAndSaysWhoLeads) {
+  Start();
+  const auto refused = [](const grpc::Status& status) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_THAT(status.error_message(), HasSubstr("other.test:8002"));
+  };
+  refused(Send(Report("a", v1::ROLE_BOTH)));
+  refused(Place(Request("r", 100)));
+  v1::ClusterReply cluster;
+  refused(Call(&v1::Scheduler::Stub::Cluster, v1::ClusterRequest(), &cluster));
+  v1::FinishReply finished;
+  refused(Call(&v1::Scheduler::Stub::Finish, v1::FinishRequest(), &finished));
+  fake_.Lead(5);
+  EXPECT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+  EXPECT_TRUE(Place(Request("r", 100)).ok());
+  EXPECT_TRUE(Call(&v1::Scheduler::Stub::Cluster, v1::ClusterRequest(), &cluster).ok());
+  EXPECT_EQ(cluster.term(), 5u);
+}
+
+TEST_F(StandbyTest, KnowsNothingOfAnEarlierTerm) {
+  fake_.Lead(5);
+  Start();
+  ASSERT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+  ASSERT_TRUE(Place(Request("r", 100)).ok());
+  fake_.Lead(9);
+  v1::ClusterReply cluster;
+  ASSERT_TRUE(Call(&v1::Scheduler::Stub::Cluster, v1::ClusterRequest(), &cluster).ok());
+  EXPECT_EQ(cluster.workers_size(), 0);
+  // A worker that goes on counting, as it does where it did not notice, is asked for everything.
+  ASSERT_TRUE(Send(Report("a", v1::ROLE_BOTH, 7)).ok());
+  EXPECT_TRUE(reply_.resync());
+}
+
+TEST_F(StandbyTest, ACallerThatKnowsAHigherTermIsNotAnswered) {
+  fake_.Lead(5);
+  Start();
+  EXPECT_TRUE(ReportAtTerm(4).ok());
+  EXPECT_TRUE(ReportAtTerm(5).ok());
+  EXPECT_EQ(ReportAtTerm(6).error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(ReportAtTerm(5).error_code(), grpc::StatusCode::UNAVAILABLE) << "it leads no more";
+}
+
+TEST_F(StandbyTest, TheFirstToReportDoesNotChooseTheModelWhereOthersWereAccepted) {
+  fake_.Lead(5);
+  fake_.AddMember("gateway", "");
+  fake_.AddMember("b", "f1");
+  Start();
+  v1::WorkerReport stranger = Report("a", v1::ROLE_BOTH);
+  stranger.mutable_model()->set_fingerprint("f2");
+  const grpc::Status refused = Send(stranger);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(refused.error_message(), HasSubstr("f1"));
+  EXPECT_THAT(refused.error_message(), HasSubstr("f2"));
+  EXPECT_TRUE(Send(Report("b", v1::ROLE_BOTH)).ok());
+}
+
+TEST_F(StandbyTest, TheFirstToReportDoesNotChooseTheLayoutNorTheCodecEither) {
+  fake_.Lead(5);
+  const v1::WorkerReport accepted = Report("b", v1::ROLE_BOTH);
+  fake_.AddMember("b", "f1", "both", ModelIdentityDigest(accepted.model()));
+  Start();
+  for (const auto& change : std::vector<std::function<void(v1::ModelIdentity&)>>{
+           [](auto& m) { m.set_kv_codec("int8"); }, [](auto& m) { m.set_block_tokens(2 * m.block_tokens()); },
+           [](auto& m) { m.set_max_model_len(m.max_model_len() + 1); },
+           [](auto& m) { m.set_vocab_size(m.vocab_size() + 1); }}) {
+    v1::WorkerReport stranger = Report("a", v1::ROLE_BOTH);
+    change(*stranger.mutable_model());
+    const grpc::Status refused = Send(stranger);
+    EXPECT_EQ(refused.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_THAT(refused.error_message(), HasSubstr("kv.block_tokens"));
+  }
+  EXPECT_TRUE(Send(accepted).ok());
+}
+
+TEST_F(StandbyTest, AStoreThatWasAcceptedKeepsOtherStoresOutAndNoWorker) {
+  fake_.Lead(5);
+  fake_.AddMember("s", "f2", "store");
+  Start();
+  const grpc::Status refused = Send(Report("other", v1::ROLE_STORE));
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(refused.error_message(), HasSubstr("that of s"));
+  EXPECT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+}
+
+TEST_F(StandbyTest, WaitsAMomentForTheWorkersThatItsPredecessorHad) {
+  fake_.Lead(5);
+  fake_.AddMember("a", "f1");
+  fake_.AddMember("b", "f1");
+  Start();
+  ASSERT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+  EXPECT_EQ(Place(Request("r", 100)).error_code(), grpc::StatusCode::UNAVAILABLE);
+  ASSERT_TRUE(Send(Report("b", v1::ROLE_BOTH)).ok());
+  EXPECT_TRUE(Place(Request("r", 100)).ok());
+}
+
+TEST_F(StandbyTest, DoesNotWaitForLongForOneThatDoesNotReport) {
+  fake_.Lead(5);
+  fake_.AddMember("a", "f1");
+  fake_.AddMember("dead", "f1");
+  Start();
+  ASSERT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+  EXPECT_EQ(Place(Request("r", 100)).error_code(), grpc::StatusCode::UNAVAILABLE);
+  clock_.Advance(absl::Seconds(2));
+  ASSERT_TRUE(Send(Report("a", v1::ROLE_BOTH, 2)).ok());
+  EXPECT_TRUE(Place(Request("r", 100)).ok());
+}
+
+TEST_F(SchedulerServerTest, AWorkerOfAnotherProtocolIsRefusedWithBothVersions) {
+  Start();
+  v1::WorkerReport report = Report("a", v1::ROLE_BOTH);
+  report.set_protocol(kClusterProtocol + 1);
+  report.set_version("9.9.9");
+  const grpc::Status refused = Send(report);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(refused.error_message(), HasSubstr("9.9.9"));
+  report.set_protocol(kClusterProtocol);
+  EXPECT_TRUE(Send(report).ok());
+}
+
+TEST_F(SchedulerServerTest, ARequestExcludesAProcessAndNotTheOneThatCameAfterIt) {
+  Start();
+  ASSERT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+  v1::PlaceRequest request = Request("r", 100);
+  request.add_exclude_workers("boot-a");
+  EXPECT_EQ(Place(request).error_code(), grpc::StatusCode::UNAVAILABLE);
+  v1::WorkerReport again = Report("a", v1::ROLE_BOTH);
+  again.mutable_address()->set_boot_id("young");
+  ASSERT_TRUE(Send(again).ok());
+  EXPECT_TRUE(Place(request).ok());
 }
 
 }  // namespace

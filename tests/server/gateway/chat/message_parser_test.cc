@@ -58,6 +58,9 @@ Parsed Parse(const ParserPlan& plan, std::string_view text, const std::set<size_
   parser.Finish(some);
   take();
   out.finish = parser.FinishReason("stop");
+  std::vector<std::string> called;
+  for (const ToolCall& call : out.message.tool_calls) called.push_back(call.name);
+  EXPECT_EQ(parser.CalledTools(), plan.syntax == ToolSyntax::kNone ? std::nullopt : std::optional(called));
   return out;
 }
 
