@@ -65,7 +65,7 @@ BenchRow Beside(std::string name, double value, std::string unit, std::string re
 }
 
 Rows MeasurePolicy(const KvBenchOptions& o) {
-  TP_ASSIGN_OR_RETURN(Trace trace, ReadMooncakeTrace(o.trace));
+  TP_ASSIGN_OR_RETURN(BlockTrace trace, ReadMooncakeTrace(o.trace));
   RecogniseSessions(trace);
   std::vector<BenchRow> rows;
   for (const uint32_t slots : {1000u, 3000u, 5859u, 10000u, 30000u}) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <utility>
@@ -15,11 +16,15 @@
 #include "base/rng.h"
 #include "base/status.h"
 #include "kvstore/codec/block_codec.h"
+#include "kvstore/disk/plane_codec.h"
 #include "server/model/model.h"
 #include "server/model/text/tokenizer.h"
 
 namespace tidepool {
 namespace {
+
+// kv.disk.compress, which is no codec of kv.codec.
+constexpr char kLossless[] = "lossless";
 
 using Words = std::vector<const char*>;
 using Bytes = std::vector<std::byte>;
@@ -271,8 +276,27 @@ absl::StatusOr<std::vector<Bytes>> Trip(const BlockCodec& codec, const BlockLayo
   return out;
 }
 
+// The same through the disk's lossless encoding, which must change nothing.
+absl::Status LosslessTrip(const BlockLayout& layout, std::span<const Bytes> blocks, Counted& counted) {
+  static thread_local PlaneCodec codec(2);
+  if (DTypeBytes(layout.dtype) != 2) return absl::InvalidArgumentError("lossless: KV of 16 bits is measured");
+  Bytes payload(layout.block_bytes()), back(layout.block_bytes());
+  for (const Bytes& block : blocks) {
+    auto at = std::chrono::steady_clock::now();
+    const std::optional<size_t> bytes = codec.Encode(block, payload);
+    counted.encode_ms.push_back(Milliseconds(at));
+    at = std::chrono::steady_clock::now();
+    if (bytes.has_value()) TP_RETURN_IF_ERROR(codec.Decode(std::span(payload).first(*bytes), back));
+    counted.decode_ms.push_back(Milliseconds(at));
+    if (bytes.has_value() && back != block) return absl::InternalError("lossless: other bytes came back");
+    counted.bytes += bytes.value_or(block.size());
+    ++counted.blocks;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status MeasureSample(Lab& lab, const Sample& s, std::span<const BlockCodec* const> codecs,
-                           std::map<std::string, Counted>& counted) {
+                           bool lossless, std::map<std::string, Counted>& counted) {
   const size_t block_tokens = lab.layout().block_tokens;
   std::vector<Bytes> exact;
   TP_ASSIGN_OR_RETURN(const Logits first, lab.Run(exact, s.prompt[0], s.answer[0], 0));
@@ -285,6 +309,13 @@ absl::Status MeasureSample(Lab& lab, const Sample& s, std::span<const BlockCodec
 
   // The last token of a prompt is computed in any case: its logits are wanted.
   const size_t sealed = s.prompt[0].size() / block_tokens;
+  if (lossless) {
+    Counted& c = counted[kLossless];
+    TP_RETURN_IF_ERROR(LosslessTrip(lab.layout(), std::span(exact).first(sealed), c));
+    // The same bytes give the same answers.
+    c.first.Add(first, first, s.answer[0], lab.vocab());
+    c.second.Add(second, second, s.answer[1], lab.vocab());
+  }
   for (const BlockCodec* codec : codecs) {
     Counted& c = counted[std::string(codec->name())];
     TP_ASSIGN_OR_RETURN(std::vector<Bytes> coded,
@@ -303,8 +334,13 @@ absl::Status MeasureSample(Lab& lab, const Sample& s, std::span<const BlockCodec
 
 absl::StatusOr<std::vector<KvCodecQualityRow>> MeasureKvCodecQuality(const KvCodecQualityOptions& options) {
   std::vector<const BlockCodec*> codecs(AllBlockCodecs().begin(), AllBlockCodecs().end());
+  bool lossless = options.codecs.empty();
   if (!options.codecs.empty()) codecs.clear();
   for (const std::string& name : options.codecs) {
+    if (name == kLossless) {
+      lossless = true;
+      continue;
+    }
     TP_ASSIGN_OR_RETURN(const BlockCodec* codec, GetBlockCodec(name));
     codecs.push_back(codec);
   }
@@ -328,12 +364,15 @@ absl::StatusOr<std::vector<KvCodecQualityRow>> MeasureKvCodecQuality(const KvCod
     std::map<std::string, Counted> counted;
     for (uint32_t i = 0; i < options.questions; ++i) {
       TP_ASSIGN_OR_RETURN(const Sample sample, sampler.Draw(rng, context));
-      TP_RETURN_IF_ERROR(MeasureSample(lab, sample, codecs, counted));
+      TP_RETURN_IF_ERROR(MeasureSample(lab, sample, codecs, lossless, counted));
     }
-    for (const BlockCodec* codec : codecs) {
-      const Counted& c = counted[std::string(codec->name())];
+    std::vector<std::string> names;
+    for (const BlockCodec* codec : codecs) names.emplace_back(codec->name());
+    if (lossless) names.emplace_back(kLossless);
+    for (const std::string& name : names) {
+      const Counted& c = counted[name];
       const double bytes = c.blocks == 0 ? 0 : static_cast<double>(c.bytes) / static_cast<double>(c.blocks);
-      rows.push_back({.codec = std::string(codec->name()),
+      rows.push_back({.codec = name,
                       .context = context,
                       .bytes_per_token = bytes / options.block_tokens,
                       .ratio = bytes == 0 ? 0 : static_cast<double>(lab.layout().block_bytes()) / bytes,

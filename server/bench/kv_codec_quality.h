@@ -13,7 +13,8 @@ namespace tidepool {
 // in the passage, greedy decoding; an answer counts only if every token of it is right.
 struct KvCodecQualityOptions {
   std::string model = "tools/demo_model/model";
-  std::vector<std::string> codecs;  // names of kvstore/codec/block_codec.h; empty: all
+  // Names of kvstore/codec/block_codec.h, and "lossless" for what kv.disk.compress does; empty: all.
+  std::vector<std::string> codecs;
   std::vector<uint32_t> contexts = {128, 256, 512, 1000, 1500};  // tokens of the prompt, or just less
   uint32_t questions = 100;                                      // of each kind at each length
   uint32_t block_tokens = 32;

@@ -8,6 +8,7 @@
 #include "config/address.h"
 #include "server/cli/output.h"
 #include "server/cli/runtime_file.h"
+#include "server/cluster/cluster_member.h"
 
 namespace tidepool {
 namespace {
@@ -27,6 +28,10 @@ absl::StatusOr<CtlTarget> FindCtlTarget(const CtlOptions& options, const LoadedC
   target.token = loaded.config.cluster.token;
   TP_ASSIGN_OR_RETURN(target.timeout, ParsePositive("--timeout", options.timeout));
   TP_ASSIGN_OR_RETURN(target.wait, ParsePositive("--wait", options.wait));
+  if (options.scheduler.empty() && !loaded.config.cluster.etcd.empty()) {
+    TP_ASSIGN_OR_RETURN(target.scheduler, FindLeader(loaded.config.cluster));
+    return target;
+  }
   if (!options.scheduler.empty() || !loaded.IsDefault("cluster.scheduler")) {
     target.scheduler = options.scheduler.empty() ? loaded.config.cluster.scheduler : options.scheduler;
     TP_RETURN_IF_ERROR(Annotate(ParseHostPort(target.scheduler).status(), "--scheduler"));
@@ -68,6 +73,13 @@ absl::StatusOr<v1::ExplainReply> CtlClient::Explain(const v1::PlaceRequest& requ
   v1::ExplainReply reply;
   TP_RETURN_IF_ERROR(Unary<v1::Scheduler>(target_.scheduler, target_.scheduler, &v1::Scheduler::Stub::Explain,
                                           request, &reply));
+  return reply;
+}
+
+absl::StatusOr<v1::DecisionsReply> CtlClient::Decisions(const v1::DecisionsRequest& request) {
+  v1::DecisionsReply reply;
+  TP_RETURN_IF_ERROR(Unary<v1::Scheduler>(target_.scheduler, target_.scheduler,
+                                          &v1::Scheduler::Stub::Decisions, request, &reply));
   return reply;
 }
 

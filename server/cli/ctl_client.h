@@ -42,6 +42,7 @@ class CtlClient {
 
   absl::StatusOr<v1::ClusterReply> Cluster();
   absl::StatusOr<v1::ExplainReply> Explain(const v1::PlaceRequest& request);
+  absl::StatusOr<v1::DecisionsReply> Decisions(const v1::DecisionsRequest& request);
   absl::StatusOr<v1::WhereReply> Where(const v1::WhereRequest& request);
   absl::StatusOr<v1::DescribeReply> Describe(const v1::WorkerAddress& worker);
   absl::Status Drain(const v1::WorkerAddress& worker);

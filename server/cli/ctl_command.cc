@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -67,26 +68,42 @@ absl::Status Status(CtlClient& client, const Options& options) {
                          {"restarts", child.restarts},
                          {"http", http == child.ready.end() ? "" : http->second}});
   }
-  const ordered_json status = {{"scheduler", client.target().scheduler},
-                               {"model", cluster.model().name()},
-                               {"fingerprint", cluster.model().fingerprint()},
-                               {"max_model_len", cluster.model().max_model_len()},
-                               {"block_tokens", cluster.model().block_tokens()},
-                               {"workers", states},
-                               {"running", running},
-                               {"waiting", waiting},
-                               {"processes", processes}};
+  ordered_json members = ordered_json::array();
+  for (const v1::Member& member : cluster.members()) {
+    members.push_back({{"role", member.role()},
+                       {"id", member.id()},
+                       {"address", member.address()},
+                       {"host", member.host()},
+                       {"pid", member.pid()},
+                       {"version", member.version()},
+                       {"model", member.fingerprint().substr(0, 12)}});
+  }
+  ordered_json status = {{"scheduler", client.target().scheduler},
+                         {"model", cluster.model().name()},
+                         {"fingerprint", cluster.model().fingerprint()},
+                         {"max_model_len", cluster.model().max_model_len()},
+                         {"block_tokens", cluster.model().block_tokens()},
+                         {"workers", states},
+                         {"running", running},
+                         {"waiting", waiting},
+                         {"processes", processes}};
+  if (cluster.term() != 0) {
+    status["term"] = cluster.term();
+    status["etcd"] = cluster.etcd_reachable() ? "answers" : "does not answer: members as last seen";
+    status["members"] = members;
+  }
   if (options.output == "json") {
     PrintJson(status);
     return absl::OkStatus();
   }
   std::vector<std::vector<std::string>> rows;
   for (const auto& [key, value] : status.items()) {
-    if (key == "processes") continue;
+    if (key == "processes" || key == "members") continue;
     rows.push_back({key, value.is_string() ? value.get<std::string>() : value.dump()});
   }
   std::fputs(FormatTable({"cluster", ""}, rows).c_str(), stdout);
   if (!processes.empty()) std::fputs(("\n" + FormatTable(processes)).c_str(), stdout);
+  if (!members.empty()) std::fputs(("\n" + FormatTable(members)).c_str(), stdout);
   return absl::OkStatus();
 }
 
@@ -203,7 +220,74 @@ absl::StatusOr<v1::PlaceRequest> ReadPlaceRequest(const std::string& file) {
   return request;
 }
 
+ordered_json DecisionRow(const v1::Decision& d) {
+  return {{"request", d.request_id()},
+          {"seconds_ago", d.seconds_ago()},
+          {"tenant", d.tenant()},
+          {"class", d.request_class()},
+          {"outcome", d.outcome()},
+          {"rejection", d.rejection()},
+          {"prefill", d.prefill_worker()},
+          {"decode", d.decode_worker()},
+          {"fetched_from", d.holder()},
+          {"prompt_tokens", d.prompt_tokens()},
+          {"predicted_ttft_seconds", d.predicted_ttft_seconds()},
+          {"ttft_seconds", d.ttft_seconds()},
+          {"predicted_itl_seconds", d.predicted_itl_seconds()},
+          {"itl_seconds", d.itl_seconds()},
+          {"expected_output_tokens", d.expected_output_tokens()},
+          {"output_tokens", d.output_tokens()},
+          {"expected_cached_tokens", d.expected_cached_tokens()},
+          {"cached_host_tokens", d.cached_host_tokens()},
+          {"cached_remote_tokens", d.cached_remote_tokens()},
+          {"cached_disk_tokens", d.cached_disk_tokens()},
+          {"fetched_bytes", d.fetched_bytes()}};
+}
+
+// What was decided for one request, predicted beside measured.
+absl::Status ExplainPast(CtlClient& client, const Options& options) {
+  v1::DecisionsRequest request;
+  request.set_request_id(options.argument);
+  TP_ASSIGN_OR_RETURN(const v1::DecisionsReply reply, client.Decisions(request));
+  if (reply.decisions_size() != 1) return absl::InternalError("the scheduler gave no decision");
+  const ordered_json row = DecisionRow(reply.decisions(0));
+  if (options.output == "json") {
+    PrintJson(row);
+    return absl::OkStatus();
+  }
+  ordered_json table = ordered_json::array();
+  for (const auto& [name, value] : row.items()) table.push_back({{"what", name}, {"value", value}});
+  std::printf("%s", FormatTable(table).c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Recent(CtlClient& client, const Options& options) {
+  TP_ASSIGN_OR_RETURN(const v1::DecisionsReply reply, client.Decisions({}));
+  ordered_json rows = ordered_json::array();
+  for (const v1::Decision& d : reply.decisions()) {
+    const ordered_json row = DecisionRow(d);
+    if (options.output == "json") {
+      rows.push_back(row);
+      continue;
+    }
+    ordered_json few;
+    for (const char* name : {"request", "seconds_ago", "outcome", "rejection", "prefill", "decode",
+                             "predicted_ttft_seconds", "ttft_seconds", "itl_seconds"}) {
+      few[name] = row[name];
+    }
+    rows.push_back(few);
+  }
+  if (options.output == "json") {
+    PrintJson(rows);
+  } else {
+    std::printf("%s", FormatTable(rows).c_str());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Explain(CtlClient& client, const Options& options) {
+  if (options.argument != "-" && !std::filesystem::exists(options.argument))
+    return ExplainPast(client, options);
   TP_ASSIGN_OR_RETURN(const v1::PlaceRequest request, ReadPlaceRequest(options.argument));
   TP_ASSIGN_OR_RETURN(const v1::ExplainReply reply, client.Explain(request));
   ordered_json candidates = ordered_json::array();
@@ -298,11 +382,16 @@ void AddCtlCommand(CLI::App& app, Command& run) {
   add(config, "reload", "The gateway reads keys, limits and certificates again", ReloadConfig);
   CLI::App* route = ctl->add_subcommand("route", "Placement decisions");
   route->require_subcommand(1)->fallthrough();
-  CLI::App* explain = add(route, "explain", "Where a request would go and why, without sending it", Explain);
+  CLI::App* explain = add(route, "explain",
+                          "Where a request went and what came of it, or where one would go and why", Explain);
   explain
-      ->add_option("FILE", options->argument, "JSON with prompt_tokens, max_tokens, keys, tenant; - is stdin")
+      ->add_option(
+          "REQUEST", options->argument,
+          "The id of a request of late; or a file: JSON with prompt_tokens, max_tokens, keys, tenant; - is "
+          "stdin")
       ->required()
       ->type_name("");
+  add(route, "recent", "The last decisions, predicted beside measured", Recent);
 }
 
 }  // namespace tidepool

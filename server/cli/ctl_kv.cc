@@ -35,6 +35,7 @@ struct KvOptions {
   bool hard = false;
   bool disk = false;
   bool with_tokens = false;
+  bool tenants = false;
   std::string ttl = "10m";
   uint64_t from_seq = 0;
   uint64_t count = 0;
@@ -106,7 +107,31 @@ absl::StatusOr<std::vector<v1::WorkerView>> Workers(CtlClient& client, const std
   return out;
 }
 
+// What each tenant holds of each host tier, and may.
+absl::Status TenantStats(CtlClient& client, const KvOptions& o) {
+  TP_ASSIGN_OR_RETURN(const auto workers, Workers(client, o.worker));
+  v1::KvStatsRequest request;
+  request.set_with_tenants(true);
+  ordered_json rows = ordered_json::array();
+  for (const v1::WorkerView& worker : workers) {
+    v1::KvStatsReply s;
+    TP_RETURN_IF_ERROR(client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
+                                            &v1::Kv::Stub::Stats, request, &s));
+    for (const v1::KvTenantUsage& usage : s.tenants()) {
+      rows.push_back({{"worker", s.worker_id()},
+                      {"role", CtlRoleName(worker.role())},
+                      {"tenant", usage.tenant()},
+                      {"host_bytes", usage.host_bytes()},
+                      {"quota_bytes", usage.quota_bytes()}});
+    }
+  }
+  CtlPrint(*o.ctl, rows);
+  return absl::OkStatus();
+}
+
 absl::Status Stats(CtlClient& client, const KvOptions& o) {
+  if (o.tenants) return TenantStats(client, o);
+
   TP_ASSIGN_OR_RETURN(const auto workers, Workers(client, o.worker));
   ordered_json rows = ordered_json::array();
   for (const v1::WorkerView& worker : workers) {
@@ -260,16 +285,30 @@ absl::StatusOr<ordered_json> Watch(CtlClient& client, const v1::WorkerView& work
                       {"note", last.note()}};
 }
 
+// On one worker after another; `rounds` times where there are several.
 template <typename Request, typename Method>
 absl::Status OnEach(CtlClient& client, const KvOptions& o, const char* what, Method method,
-                    const Request& request) {
+                    const Request& request, size_t rounds = 1) {
   TP_ASSIGN_OR_RETURN(const auto workers, Workers(client, o.worker));
+  if (workers.size() == 1) rounds = 1;
   ordered_json rows = ordered_json::array();
+  std::vector<size_t> row_of(workers.size(), SIZE_MAX);
   std::vector<std::string> failures;
-  for (const v1::WorkerView& worker : workers) {
-    auto row = Watch(client, worker, what, method, request);
-    if (row.ok()) {
+  for (size_t turn = 0; turn < rounds * workers.size(); ++turn) {
+    const size_t i = turn % workers.size();
+    const v1::WorkerView& worker = workers[i];
+    if (turn >= workers.size() && row_of[i] == SIZE_MAX) continue;  // it failed
+    absl::StatusOr<ordered_json> row = Watch(client, worker, what, method, request);
+    if (row.ok() && row_of[i] == SIZE_MAX) {
+      row_of[i] = rows.size();
       rows.push_back(*std::move(row));
+      continue;
+    }
+    if (row.ok()) {
+      ordered_json& sum = rows[row_of[i]];
+      for (const char* field : {"blocks", "done", "skipped", "bytes"})
+        sum[field] = sum[field].get<uint64_t>() + (*row)[field].get<uint64_t>();
+      sum["seconds"] = sum["seconds"].get<double>() + (*row)["seconds"].get<double>();
       continue;
     }
     // The one that was named: that is the answer.
@@ -302,7 +341,15 @@ absl::Status Evict(CtlClient& client, const KvOptions& o) {
 absl::Status Clear(CtlClient& client, const KvOptions& o) {
   v1::KvClearRequest request;
   TP_ASSIGN_OR_RETURN(*request.mutable_blocks(), MakeSelector(o.blocks));
-  return OnEach(client, o, "clear", &v1::Kv::Stub::Clear, request);
+  // Twice: a worker that is cleared may fetch blocks back from one whose turn is still to come.
+  return OnEach(client, o, "clear", &v1::Kv::Stub::Clear, request, /*rounds=*/2);
+}
+
+absl::Status Compress(CtlClient& client, const KvOptions& o) {
+  v1::KvCompressRequest request;
+  TP_ASSIGN_OR_RETURN(*request.mutable_blocks(), MakeSelector(o.blocks));
+  request.set_bytes_per_second(o.bytes_per_second);
+  return OnEach(client, o, "compress", &v1::Kv::Stub::Compress, request);
 }
 
 absl::StatusOr<v1::KvSelector> MakeKeys(const KvOptions& o) {
@@ -539,6 +586,7 @@ void AddCtlKvCommands(CLI::App& kv, const std::shared_ptr<CtlOptions>& options, 
   {
     auto [c, o] = add("stats", "Tiers, slots and pins of every worker and store", Stats);
     on_worker(c, o);
+    c->add_flag("--tenants", o->tenants, "What each tenant holds of the host tiers, and its quota");
   }
   {
     auto [c, o] = add("lookup", "How long a prefix of a chain each worker holds", Lookup);
@@ -595,6 +643,14 @@ void AddCtlKvCommands(CLI::App& kv, const std::shared_ptr<CtlOptions>& options, 
     auto [c, o] = add("clear", "Forget blocks in every tier, pinned or not", Clear);
     on_worker(c, o);
     AddSelector(*c, o->blocks, /*chain_only=*/false);
+  }
+  {
+    auto [c, o] = add("compress", "Store blocks of the disk tier in fewer bytes, without loss", Compress);
+    on_worker(c, o);
+    AddSelector(*c, o->blocks, /*chain_only=*/false);
+    c->add_option("--bytes-per-second", o->bytes_per_second,
+                  "Of blocks looked at; 0: as fast as loads leave room [0]")
+        ->type_name("");
   }
   {
     auto [c, o] = add("events", "Follow a worker's block events", Events);

@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/small_file.h"
+#include "kvstore/huge_pages.h"
 #include "server/cli/doctor_checks.h"
 
 namespace tidepool {
@@ -90,6 +91,7 @@ Finding CheckHugePages(const KvConfig& kv) {
   if (shmem == "always" || shmem == "within_size" || shmem == "advise" || shmem == "force") {
     return Ok("huge pages", detail);
   }
+  if (MakesHugePages()) return Ok("huge pages", detail + "; made on demand in the background");
   // Small pools live without; large ones pay for every page of 4 KiB.
   if (kv.host_bytes < 1024 * kMiB) return Ok("huge pages", detail + "; a pool this small does without");
   return Warn("huge pages", detail + fix);

@@ -3,6 +3,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "server/cli/commands.h"
+#include "server/cli/simulate_command.h"
 
 int main(int argc, char** argv) {
   // Debian builds Abseil with assertions: each of gRPC's locks would be checked against a graph of all lock
@@ -22,6 +23,7 @@ int main(int argc, char** argv) {
   tidepool::AddKeyCommand(app, run);
   tidepool::AddModelCommand(app, run);
   tidepool::AddBenchCommand(app, run);
+  tidepool::AddSimulateCommand(app, run);
   tidepool::AddCheckConfigCommand(app, run);
   tidepool::AddDoctorCommand(app, run);
   app.add_subcommand("version", "Print the version")->callback([&run] {

@@ -6,11 +6,14 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "base/digest.h"
 #include "base/log.h"
 #include "config/address.h"
 #include "server/cli/commands.h"
 #include "server/cli/config_flags.h"
 #include "server/cli/role_process.h"
+#include "server/cluster/cluster_member.h"
 #include "server/gateway/gateway_server.h"
 #include "server/http/admin_server.h"
 #include "server/kv/store_server.h"
@@ -27,18 +30,42 @@ std::string Bound(const std::string& listen, int port) {
   return address.ToString();
 }
 
+// As etcd knows it.
+v1::Member SchedulerMember(const std::string& address) {
+  char host[256] = {};
+  if (gethostname(host, sizeof host - 1) != 0) *host = '\0';
+  v1::Member self;
+  self.set_id(absl::StrCat("scheduler-", host, "-", getpid()));
+  self.set_role("scheduler");
+  self.set_address(address);
+  self.set_version(TIDEPOOL_VERSION);
+  self.set_pid(static_cast<uint32_t>(getpid()));
+  self.set_host(host);
+  return self;
+}
+
 // What outlives the role's server: it borrows them.
 struct SchedulerParts {
   MetricRegistry metrics;
+  std::shared_ptr<ClusterMember> member;  // null: no etcd
   std::unique_ptr<SchedulerServer> server;
   std::unique_ptr<HttpServer> admin;
 };
 
 absl::StatusOr<RunningRole> StartScheduler(const Config& config) {
   auto parts = std::make_shared<SchedulerParts>();
+  ClusterMember::Options membership;
+  membership.config = config.cluster;
+  membership.candidate = true;
+  membership.watch_members = true;
+  membership.boot_id = RandomHexId();
+  membership.metrics = &parts->metrics;
+  TP_ASSIGN_OR_RETURN(parts->member, ClusterMember::StartIfConfigured(std::move(membership)));
   TP_ASSIGN_OR_RETURN(parts->server,
-                      SchedulerServer::Start(config.scheduler, config.cluster.token, parts->metrics));
+                      SchedulerServer::Start(config.scheduler, config.cluster.token, parts->metrics,
+                                             Clock::Real(), parts->member.get()));
   SchedulerServer* server = parts->server.get();
+  if (parts->member) parts->member->Join(SchedulerMember(Bound(config.scheduler.listen, server->port())));
   auto draining = std::make_shared<std::atomic<bool>>(false);
   TP_ASSIGN_OR_RETURN(parts->admin, StartAdminServer(config.scheduler.metrics_listen, parts->metrics, [=] {
                         ReadyReport report;
@@ -51,6 +78,7 @@ absl::StatusOr<RunningRole> StartScheduler(const Config& config) {
   running.ready = [server] { return server->ready(); };
   running.begin_drain = [draining] { draining->store(true); };
   running.shutdown = [parts](absl::Duration grace) {
+    if (parts->member) parts->member->Resign();  // another takes over while this one answers its last calls
     parts->server->Shutdown(grace);
     parts->admin->Shutdown(absl::Seconds(1));
   };

@@ -8,12 +8,14 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <string>
 #include <thread>
 
 #include "absl/strings/numbers.h"
 #include "base/log.h"
+#include "kvstore/disk/disk_tier.h"
 #include "server/cli/config_flags.h"
 
 namespace tidepool {
@@ -38,6 +40,15 @@ sigset_t StopSignals() {
 int WaitFor(const sigset_t& set, absl::Duration timeout) {
   const timespec wait = absl::ToTimespec(timeout);
   return std::max(0, sigtimedwait(&set, nullptr, &wait));
+}
+
+// Whether the process has to end by EndNow: a thread hangs in a disk, and whatever waits for it at the end of
+// a process would wait for ever.
+bool SomethingHangs() { return DiskTiersLeftBehind() > 0; }
+
+[[noreturn]] void EndNow(int exit_code) {
+  spdlog::default_logger()->flush();
+  _exit(exit_code);
 }
 
 }  // namespace
@@ -83,23 +94,25 @@ int RunRole(const std::string& role, absl::Duration drain_timeout,
   watcher.join();
   if (!started.ok()) {
     spdlog::error("{} cannot start: {}", role, std::string(started.status().message()));
-    return ExitCode(started.status());
+    const int exit_code = ExitCode(started.status());
+    if (SomethingHangs()) EndNow(exit_code);
+    return exit_code;
   }
-  const RunningRole running = *std::move(started);
-  std::string where = FormatReadyLine(running.info).substr(6);
+  auto running = std::make_unique<const RunningRole>(*std::move(started));
+  std::string where = FormatReadyLine(running->info).substr(6);
   where.pop_back();  // the line end
   spdlog::info("{} {} listens: {}", role, TIDEPOOL_VERSION, where);
 
   bool stop = false, reported = false;
   while (!stop) {
-    if (!reported && running.ready()) {
-      ReportReady(running.info);
+    if (!reported && running->ready()) {
+      ReportReady(running->info);
       reported = true;
       spdlog::info("{} is ready", role);
     }
     // Readiness has no callback in the roles; once it was seen only signals matter.
     const int signal_number = WaitFor(all, reported ? absl::Seconds(3600) : absl::Milliseconds(20));
-    if (signal_number == SIGHUP && running.reload) running.reload();
+    if (signal_number == SIGHUP && running->reload) running->reload();
     stop = signal_number != 0 && signal_number != SIGHUP;
   }
 
@@ -111,9 +124,11 @@ int RunRole(const std::string& role, absl::Duration drain_timeout,
     spdlog::warn("{} ends without waiting", role);
     _exit(1);
   }).detach();
-  running.begin_drain();
-  running.shutdown(drain_timeout);
+  running->begin_drain();
+  running->shutdown(drain_timeout);
+  running.reset();
   spdlog::info("{} ended", role);
+  if (SomethingHangs()) EndNow(0);
   return 0;
 }
 

@@ -14,7 +14,11 @@ struct SupervisorPolicy {
   absl::Duration healthy_reset = absl::Seconds(30);  // ready for this long: the back-off starts over
   absl::Duration start_timeout = absl::Minutes(10);  // from spawn to ready
   absl::Duration drain_timeout = absl::Seconds(30);  // from SIGTERM to exit
-  absl::Duration kill_grace = absl::Seconds(5);      // on top of drain_timeout before SIGKILL
+  // On top of drain_timeout before SIGKILL: what closing takes after that where nothing answers. 6 s for
+  // transfers to peers; of a disk that hangs 0.2 s for what waits to be stored, 2 s for what is being stored
+  // (WriteBehind::Options::end_wait), 2 s for operations and 2 s for the index (DiskTierOptions::close_wait),
+  // 2 s for the threads of DiskIo: 14.2 s, and the rest for a busy machine.
+  absl::Duration kill_grace = absl::Seconds(20);
   // A child that never was ready and failed this often will not be: the whole start is given up.
   int start_failures_max = 3;
 };
