@@ -6,17 +6,18 @@ die() {
   exit 1
 }
 
-# Installs the packages of tools/packages that are missing. Says exactly what to type where it may not.
+# install_packages LIST...: installs what the lists beside this file name and the machine lacks. Says exactly what to
+# type where it may not.
 install_packages() {
   command -v dpkg-query >/dev/null || {
-    printf 'not a Debian system: install what tools/packages lists by yourself\n' >&2
+    printf 'not a Debian system: install what these list by yourself: %s\n' "${*/#/tools/}" >&2
     return
   }
-  local package missing=()
+  local package missing=() lists=("${@/#/$ROOT/tools/}")
   while read -r package; do
     [[ -z "$package" || "$package" == \#* ]] && continue
     [[ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" == installed ]] || missing+=("$package")
-  done <"$ROOT/tools/packages"
+  done < <(cat "${lists[@]}")
   [[ ${#missing[@]} -eq 0 ]] && return
   local as_root=()
   if [[ $EUID -ne 0 ]]; then

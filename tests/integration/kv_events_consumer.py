@@ -19,7 +19,7 @@ from grpc_tools import protoc
 def load(proto_dir):
     """The generated modules of kv.proto, made anew."""
     out = tempfile.mkdtemp(prefix="tidepool-proto-")
-    names = [f"tidepool/v1/{name}.proto" for name in ("inference", "cluster", "kv")]
+    names = [f"tidepool/v1/{name}.proto" for name in ("inference", "member", "cluster", "kv")]
     include = os.path.join(os.path.dirname(grpc_tools.__file__), "_proto")
     if protoc.main(["protoc", f"-I{proto_dir}", f"-I{include}", f"--python_out={out}", f"--grpc_python_out={out}", *names]) != 0:
         raise SystemExit("protoc failed")

@@ -4,8 +4,11 @@ and kills, and no fault of a disk fails a request."""
 import os
 import shutil
 import signal
+import statistics
 import subprocess
+import sys
 import tempfile
+import time
 import unittest
 
 from harness import Serve, eventually
@@ -161,6 +164,115 @@ class SlowDiskTest(PoolCase):
         expected = {seed: self.ask(seed)[0] for seed in range(50, 56)}
         for seed, text in expected.items():
             self.assertEqual(self.ask(seed)[0], text)
+
+
+class LoadOrComputeTest(PoolCase):
+    """Whether a prefix that is on the disk is read or computed is decided by what reading was seen to take."""
+
+    load = "auto"
+    prompts = 5  # of each kind in one round
+
+    def first_token(self, seed, **fields):
+        """(seconds, cached tokens) of a request for one token."""
+        body = {"model": self.model, "prompt": passage(seed, 56), "max_tokens": 1, "temperature": 0}
+        began = time.monotonic()
+        reply = self.serve.post_json("/v1/completions", dict(body, **fields))
+        return time.monotonic() - began, reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    def put_on_disk(self, seeds):
+        """Prompts that are on the disks, and nowhere else."""
+        for seed in seeds:
+            self.first_token(seed)
+        self.wait_stored(8)
+        self.serve.ctl("kv", "evict", "--all")
+
+    def stopped(self):
+        """How often a load was not begun, or given up, because computing was faster."""
+        metrics = self.serve.metrics("prefill")
+        return sum(
+            total(metrics, "tidepool_worker_loads_stopped_total", reason=reason) for reason in ("declined", "slow")
+        )
+
+    def round(self, first_seed):
+        """(seconds with the prompt on the disk, seconds with the prompt nowhere), in turns."""
+        seeds = range(first_seed, first_seed + self.prompts)
+        self.put_on_disk(seeds)
+        there, nowhere = [], []
+        for seed in seeds:
+            there.append(self.first_token(seed)[0])
+            # The same prompt under a salt of its own is in no tier: it is computed, all of it.
+            seconds, cached = self.first_token(seed, cache_salt=f"nowhere-{seed}")
+            self.assertEqual(cached, 0)
+            nowhere.append(seconds)
+        return there, nowhere
+
+
+class ThrottledDiskTest(LoadOrComputeTest):
+    # Two blocks of 64 KiB a second: the prompts of this test (some twenty blocks) would take ten, computing them takes
+    # tens of milliseconds.
+    env = {"TIDEPOOL_KV_DISK_READ_BYTES_PER_SECOND": "128KiB"}
+
+    def test_a_disk_that_is_slower_than_computing_costs_no_request_anything(self):
+        self.round(200)  # what reading takes is learned from the first ones
+        ratios = []
+        for attempt in range(3):
+            before = self.stopped()
+            there, nowhere = self.round(300 + 100 * attempt)
+            # The decision itself holds every time, whatever else runs on this machine.
+            self.assertGreater(self.stopped(), before, "no load was declined or given up")
+            self.assertLess(max(there), 5, "somebody waited for the disk")
+            # The times are compared by their medians. Those of the prompts that had to be computed are all of one
+            # distribution; how far they lie apart (twice their median distance from the median, at most a quarter) is
+            # what a ratio of two such medians can be off by without any cause.
+            median = statistics.median(nowhere)
+            noise = min(0.25, 2 * statistics.median(abs(x - median) for x in nowhere) / median)
+            ratios.append((round(statistics.median(there) / median, 3), round(noise, 3)))
+            if ratios[-1][0] <= 1.05 + noise:
+                break
+        print(f"first token with a throttled disk / computed, and noise: {ratios}", file=sys.stderr)
+        self.assertLessEqual(ratios[-1][0], 1.05 + ratios[-1][1], ratios)
+        self.assertEqual(total(self.serve.metrics("prefill"), "tidepool_pool_tier_state", state="on"), 1)
+
+
+class FastDiskTest(LoadOrComputeTest):
+    def test_a_disk_that_is_faster_than_computing_is_read(self):
+        seeds = range(400, 404)
+        self.put_on_disk(seeds)
+        before = self.hits("prefill", "disk")
+        cached = [self.first_token(seed)[1] for seed in seeds]
+        self.assertGreater(max(cached), 0)
+        self.assertGreater(self.hits("prefill", "disk"), before)
+
+
+class CompressedDiskTest(PoolCase):
+    env = {"TIDEPOOL_KV_DISK_COMPRESS": "lossless"}
+
+    def test_answers_are_the_same_from_compressed_blocks(self):
+        expected = {seed: self.ask(seed)[0] for seed in range(500, 503)}
+        self.wait_stored(8)
+        self.serve.ctl("kv", "evict", "--all")
+        for seed, text in expected.items():
+            again, cached, _ = self.ask(seed)
+            self.assertEqual(again, text)
+            self.assertGreater(cached, 0)
+        metrics = self.serve.metrics("prefill")
+        stored = total(metrics, "tidepool_pool_encoded_bytes_total", form="stored")
+        self.assertLess(stored, 0.9 * total(metrics, "tidepool_pool_encoded_bytes_total", form="payload"))
+
+
+class CompressOrderTest(PoolCase):
+    def test_blocks_that_are_there_are_compressed_on_order(self):
+        text = self.ask(510)[0]
+        self.wait_stored(4)
+        before = total(self.serve.metrics("prefill"), "tidepool_pool_bytes", tier="disk")
+        rows = self.serve.ctl("kv", "compress", "--all")
+        self.assertEqual(sum(row["skipped"] for row in rows), 0, rows)
+        self.assertGreater(sum(row["bytes"] for row in rows), 0, rows)
+        self.assertLess(total(self.serve.metrics("prefill"), "tidepool_pool_bytes", tier="disk"), before)
+        self.serve.ctl("kv", "evict", "--all")
+        again, cached, _ = self.ask(510)
+        self.assertEqual(again, text)
+        self.assertGreater(cached, 0)
 
 
 class NextTurnTest(PoolCase):
