@@ -205,7 +205,7 @@ TEST_F(GatewayTest, SeveralPromptsAreOneAnswerInTheirOrder) {
 }
 
 TEST_F(GatewayTest, RequestOfSeveralChoicesFailsOnce) {
-  a_.SetScript(FakeWorker::Fails("x", grpc::StatusCode::INVALID_ARGUMENT));
+  a_.SetScript(FakeWorker::Fails("", grpc::StatusCode::INVALID_ARGUMENT));
   Start();
   EXPECT_EQ(StatusOf(Ask(Post("/v1/completions", R"({"prompt":["a","b","c"],"max_tokens":9})"))), 400);
   EXPECT_THAT(metrics_.Render(),
