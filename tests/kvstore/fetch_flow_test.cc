@@ -493,6 +493,12 @@ std::vector<BlockKey> KeysFrom(uint64_t first, size_t n) {
   return keys;
 }
 
+void Store(FakeBlockTier& disk, std::span<const BlockKey> keys) {
+  const std::vector<std::byte> bytes(kBlock);
+  for (const BlockKey& key : keys)
+    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+}
+
 TEST(FetchFlowTest, PeersThatTakeNothingDoNotStopTheOthers) {
   FetchFlow flow;
   flow.batch_below = 0;
@@ -518,9 +524,7 @@ TEST(FetchFlowTest, PeersThatTakeNothingDoNotStopLoadsForTheOthers) {
   flow.max_load_bytes = 4 * kBlock;
   FakeBlockTier disk(kBlock, 1000);
   const std::vector<BlockKey> keys = KeysFrom(0, 100);
-  const std::vector<std::byte> bytes(kBlock);
-  for (const BlockKey& key : keys)
-    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+  Store(disk, keys);
   Peers peers(flow, &disk);
   peers.stopped = {1, 2, 3, 4, 5};
   for (LaneId lane = 1; lane <= 6; ++lane) {
@@ -540,9 +544,7 @@ TEST(FetchFlowTest, InAFullPoolAStoppedPeersBlocksAreNotWaitedForLong) {
   flow.batch_below = 0;
   FakeBlockTier disk(kBlock, 1000);
   const std::vector<BlockKey> keys = KeysFrom(0, 10);
-  const std::vector<std::byte> bytes(kBlock);
-  for (const BlockKey& key : keys)
-    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+  Store(disk, keys);
   Peers peers(flow, &disk);
   auto used = std::move(*peers.pool->Reserve(peers.pool->stats().slots - 1));
   peers.stopped = {1};
@@ -571,9 +573,7 @@ TEST(FetchFlowTest, InAFullPoolASlowPeersBlocksAreWaitedForAsLongAsTheyTake) {
   flow.batch_below = 0;
   FakeBlockTier disk(kBlock, 1000);
   const std::vector<BlockKey> keys = KeysFrom(0, 3);
-  const std::vector<std::byte> bytes(kBlock);
-  for (const BlockKey& key : keys)
-    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+  Store(disk, keys);
   Peers peers(flow, &disk);
   auto used = std::move(*peers.pool->Reserve(peers.pool->stats().slots - 1));
   peers.stopped = {1};
@@ -622,9 +622,7 @@ TEST(FetchFlowTest, AWaitForASlotThatWasGivenUpDoesNotShortenTheNextOne) {
   flow.max_load_bytes = 2 * kBlock;
   FakeBlockTier disk(kBlock, 1000);
   const std::vector<BlockKey> keys = KeysFrom(0, 4);
-  const std::vector<std::byte> bytes(kBlock);
-  for (const BlockKey& key : keys)
-    disk.Write({.key = key}, bytes, [](absl::Status s) { EXPECT_TRUE(s.ok()); });
+  Store(disk, keys);
   Peers peers(flow, &disk);
   auto used = std::move(*peers.pool->Reserve(peers.pool->stats().slots - 1));
   peers.stopped = {1};

@@ -69,6 +69,15 @@ class FakeScheduler final : public v1::Scheduler::Service {
   bool draining_ = false;
 };
 
+Reporter::Options ReportTo(const RpcServer& server, BlockPool& pool) {
+  Reporter::Options options;
+  options.scheduler = std::make_shared<FixedScheduler>("127.0.0.1:" + std::to_string(server.port));
+  options.interval = absl::Milliseconds(10);
+  options.pool = &pool;
+  options.fill = [](v1::WorkerReport&) {};
+  return options;
+}
+
 TEST(ReporterTest, APoolThatNoMessageHoldsIsToldInParts) {
   constexpr uint32_t kBlocks = 250'000;
   MetricRegistry metrics;
@@ -88,12 +97,7 @@ TEST(ReporterTest, APoolThatNoMessageHoldsIsToldInParts) {
   const RpcServer server = StartRpcServer("127.0.0.1:0", &scheduler).value();
   ChannelCache channels;
   {
-    Reporter::Options options;
-    options.scheduler = std::make_shared<FixedScheduler>("127.0.0.1:" + std::to_string(server.port));
-    options.interval = absl::Milliseconds(10);
-    options.pool = pool.get();
-    options.fill = [](v1::WorkerReport&) {};
-    Reporter reporter(std::move(options), channels, metrics);
+    Reporter reporter(ReportTo(server, *pool), channels, metrics);
     reporter.Start({});
     // While the listing is under way, too: the last word on a block is what it is now.
     pool->Erase(std::span(keys).first(1000));
@@ -117,12 +121,7 @@ TEST(ReporterTest, WhoLeavesHoldsNothingForOthersAnyMore) {
   const RpcServer server = StartRpcServer("127.0.0.1:0", &scheduler).value();
   ChannelCache channels;
   {
-    Reporter::Options options;
-    options.scheduler = std::make_shared<FixedScheduler>("127.0.0.1:" + std::to_string(server.port));
-    options.interval = absl::Milliseconds(10);
-    options.pool = pool.get();
-    options.fill = [](v1::WorkerReport&) {};
-    Reporter reporter(std::move(options), channels, metrics);
+    Reporter reporter(ReportTo(server, *pool), channels, metrics);
     reporter.Start({});
     ASSERT_TRUE(scheduler.WaitKeys(1));
     while (!reporter.status().ok()) std::this_thread::yield();
