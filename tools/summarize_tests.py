@@ -2,7 +2,7 @@
 
 Usage: summarize_tests.py RESULTS_FOLDER SANITIZER, the folder holding ctest.xml, gtest/*.xml and
 integration.json (absent under --sanitize thread, which builds no `tidepool`) and fuzz.json (there without
---sanitize only).
+--sanitize only). RESULTS_FOLDER/retry holds ctest.xml and gtest/*.xml of the programs that were run once more.
 """
 
 import glob
@@ -33,33 +33,51 @@ def gtest_cases(folder):
     return out
 
 
-def program_cases(folder):
-    """Every case of every ctest program; a program that died counts as one failure on top of its cases."""
+def cases_by_program(folder):
+    """{program: its cases}; a program that died counts as one failure on top of its cases. None: no results."""
     path = os.path.join(folder, "ctest.xml")
     if not os.path.exists(path):
-        return [("ctest", "failed", "wrote no results")]
+        return None
     gtest = gtest_cases(os.path.join(folder, "gtest"))
-    out = []
+    out = {}
     for program in ElementTree.parse(path).getroot().iter("testcase"):
         name, status = program.get("name"), program.get("status")
-        cases = gtest.get(name, [])
-        out += cases
+        cases = out[name] = gtest.get(name, [])
         if status == "run" and not cases:
-            out.append((name, "passed", ""))  # not a GTest program
+            cases.append((name, "passed", ""))  # not a GTest program
         elif status == "fail" and not any(result == "failed" for _, result, _ in cases):
-            out.append((name, "failed", "crashed, timed out or could not run"))
+            cases.append((name, "failed", "crashed, timed out or could not run"))
         elif status in ("disabled", "notrun"):
             # A program that was not built is no choice of its author's.
             said = program.findtext("system-out", "").strip()
-            out.append((name, "failed" if "Unable to find executable" in said else "skipped", said))
+            cases.append((name, "failed" if "Unable to find executable" in said else "skipped", said))
     return out
+
+
+def program_cases(folder):
+    """Every case of every ctest program, of the second run where there was one; and what passed only then."""
+    programs = cases_by_program(folder)
+    if programs is None:
+        return [("ctest", "failed", "wrote no results")]
+    for program, again in (cases_by_program(os.path.join(folder, "retry")) or {}).items():
+        passed = {name for name, result, _ in again if result == "passed"}
+        for name, result, detail in programs[program]:
+            if result == "failed" and (name in passed or not any(case[1] == "failed" for case in again)):
+                print(f"flaky: {name}: passed only when it was run again, alone{': ' + detail if detail else ''}")
+        programs[program] = again
+    return [case for cases in programs.values() for case in cases]
 
 
 def integration_cases(folder, sanitizer):
     path = os.path.join(folder, "integration.json")
     if os.path.exists(path):
         with open(path) as file:
-            return [(case["name"], case["result"], case["detail"]) for case in json.load(file)]
+            cases = json.load(file)
+        for case in cases:
+            if "flaky" in case:
+                detail = " ".join(case["flaky"].split())[:200]
+                print(f"flaky: {case['name']}: passed only when it was run again, alone: {detail}")
+        return [(case["name"], case["result"], case["detail"]) for case in cases]
     if sanitizer == "thread":
         print("integration tests: none, --sanitize thread builds no tidepool")
         return []

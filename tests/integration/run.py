@@ -1,7 +1,8 @@
 """Runs the integration tests and writes what became of each case.
 
-Usage: run.py --results FILE [--filter RE]. FILE: JSON list of {name, result, detail}, result one of passed,
-failed, skipped. Exit code 1 if any failed.
+Usage: run.py --results FILE [--filter RE] [--retry]. FILE: JSON list of {name, result, detail}, result one of
+passed, failed, skipped. --retry runs what failed once more; what passes then has `flaky`, how it failed first.
+Exit code 1 if any failed.
 """
 
 import argparse
@@ -58,17 +59,9 @@ def flatten(suite):
             yield item
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--results", required=True)
-    parser.add_argument("--filter", default="")
-    options = parser.parse_args()
-    sys.path.insert(0, HERE)
-    wanted = re.compile(options.filter)
-    cases = [case for case in flatten(unittest.defaultTestLoader.discover(HERE)) if wanted.search(case.id())]
-    started = time.monotonic()
+def run(cases):
+    """What became of each case, in order."""
     result = unittest.TextTestRunner(verbosity=2, resultclass=Result).run(unittest.TestSuite(cases))
-    print(f"{len(cases)} cases in {time.monotonic() - started:.0f} s", file=sys.stderr)
     # What a class's set-up failed or skipped stands for each of its cases.
     out = dict(result.cases)
     for case in cases:
@@ -77,10 +70,32 @@ def main():
         holder = f"setUpClass ({type(case).__module__}.{type(case).__qualname__})"
         cause = out.get(holder, {"result": "failed", "detail": "did not run"})
         out[case.id()] = {"name": case.id(), "result": cause["result"], "detail": cause["detail"]}
-    out = [case for name, case in out.items() if not name.startswith("setUpClass ")]
+    return {name: case for name, case in out.items() if not name.startswith("setUpClass ")}
+
+
+def discover(wanted):
+    return [case for case in flatten(unittest.defaultTestLoader.discover(HERE)) if wanted(case.id())]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--results", required=True)
+    parser.add_argument("--filter", default="")
+    parser.add_argument("--retry", action="store_true")
+    options = parser.parse_args()
+    sys.path.insert(0, HERE)
+    started = time.monotonic()
+    out = run(discover(re.compile(options.filter).search))
+    failed = {name: case["detail"] for name, case in out.items() if case["result"] == "failed"}
+    if failed and options.retry:
+        print(f"once more: {' '.join(failed)}", file=sys.stderr)
+        # Cases that are made anew: a case that ran keeps what its first run left in it.
+        for name, case in run(discover(failed.__contains__)).items():
+            out[name] = case if case["result"] == "failed" else {**case, "flaky": failed.get(name, "")}
+    print(f"{len(out)} cases in {time.monotonic() - started:.0f} s", file=sys.stderr)
     with open(options.results, "w") as file:
-        json.dump(out, file, indent=1)
-    return 1 if any(case["result"] == "failed" for case in out) else 0
+        json.dump(list(out.values()), file, indent=1)
+    return 1 if any(case["result"] == "failed" for case in out.values()) else 0
 
 
 if __name__ == "__main__":
