@@ -120,18 +120,17 @@ struct Mapping {
   std::vector<std::string> unsent;
 };
 
-// Run: blocks that were taken together; let go of when the last lease on any of them is dropped.
-class Run final : public SlotOwner {
+// Run: what was taken by one claim or grant; let go of when the last lease on it is dropped, each of which
+// stands for some of its blocks or all (BlockRun).
+class Run final : public RunOwner {
  public:
   Run(std::shared_ptr<Mapping> m, DirectoryReader::Claim claim) : mapping_(std::move(m)), claim_(claim) {}
   Run(std::shared_ptr<Mapping> m, uint64_t grant) : mapping_(std::move(m)), grant_(grant) {}
 
-  std::span<std::byte> SlotBytes(uint32_t slot) const override {
+  std::span<const std::byte> SlotBytes(uint32_t slot) const override {
     return {mapping_->arena.data() + slot * mapping_->stride, mapping_->slot_bytes};
   }
-  bool writable() const override { return false; }
-  void AddLease(SlotRef, LeaseKind) override { leases.fetch_add(1, std::memory_order_relaxed); }
-  void DropLease(SlotRef, LeaseKind) override {
+  void Drop() override {
     size_t n = leases.load(std::memory_order_relaxed);
     while (n > 1) {
       if (leases.compare_exchange_weak(n, n - 1, std::memory_order_release, std::memory_order_relaxed))
@@ -142,18 +141,6 @@ class Run final : public SlotOwner {
     const std::shared_ptr<Mapping> mapping = mapping_;
     mapping->Let(this);
   }
-  void DropLeases(std::span<const SlotRef> refs, LeaseKind kind) override {
-    if (refs.empty()) return;
-    if (refs.size() > 1) leases.fetch_sub(refs.size() - 1, std::memory_order_release);
-    DropLease(refs.front(), kind);
-  }
-  // `refs` with leases on them already counted.
-  void Give(std::span<const SlotRef> refs, std::vector<BlockLease>& out) {
-    for (const SlotRef& ref : refs) {
-      ref.slot == kAbsentSlot ? out.emplace_back() : out.emplace_back(this, ref, LeaseKind::kPeer);
-    }
-  }
-
   std::atomic<size_t> leases{0};
   uint32_t hint = 0;  // guarded by the mapping's mu
   const std::optional<DirectoryReader::Claim>& claim() const { return claim_; }
@@ -307,7 +294,7 @@ std::optional<ArenaClient::Taken> ArenaClient::Impl::TryTake(const std::shared_p
                                                              std::span<const BlockKey> keys) {
   if (keys.empty()) return std::nullopt;
   Taken out;
-  out.blocks.reserve(keys.size());
+  std::vector<uint32_t> slots;
   Run* run = nullptr;
   bool all = false;
   {
@@ -315,6 +302,7 @@ std::optional<ArenaClient::Taken> ArenaClient::Impl::TryTake(const std::shared_p
     const auto claim = m->directory->Find(OfferName::Of(request));
     if (!claim) return std::nullopt;
     const auto it = m->runs.find(claim->entry);
+    m->directory->Prefetch(*claim, it == m->runs.end() ? 0 : it->second->hint, keys.size());
     if (it == m->runs.end()) {
       if (!m->directory->Hold(*claim)) {
         // The owner that retired it may have seen the claim, and waits to hear that it is gone.
@@ -330,17 +318,15 @@ std::optional<ArenaClient::Taken> ArenaClient::Impl::TryTake(const std::shared_p
     } else {
       run = it->second;
     }
-    // One more than there are blocks: nothing that is given up below is the last, which needs the lock.
-    run->leases.fetch_add(keys.size() + 1, std::memory_order_relaxed);
-    all = m->directory->Collect(*claim, keys, m->slots, run->hint,
-                                [&](SlotRef ref) { out.blocks.emplace_back(run, ref, LeaseKind::kPeer); });
+    run->leases.fetch_add(1, std::memory_order_relaxed);
+    all = m->directory->Collect(*claim, keys, m->slots, run->hint, slots);
     out.short_of_room = m->directory->short_of_room();
   }
-  const size_t given = out.blocks.size();
-  if (!all) out.blocks.clear();
-  run->leases.fetch_sub(keys.size() - given, std::memory_order_release);
-  run->DropLease({}, LeaseKind::kPeer);
-  if (!all) return std::nullopt;
+  if (!all) {
+    run->Drop();
+    return std::nullopt;
+  }
+  out.blocks = BlockRun(run, std::move(slots));
   probe.claimed.Add();
   return out;
 }
@@ -555,23 +541,26 @@ void ArenaClient::Impl::OnGrant(const std::shared_ptr<Mapping>& m, ArenaGrant& g
   const auto it = pending.find(g.id);
   const auto present = static_cast<size_t>(
       std::count_if(g.slots.begin(), g.slots.end(), [](const SlotRef& s) { return s.slot != kAbsentSlot; }));
+  const bool all = present == g.slots.size();
   const bool sane = std::all_of(g.slots.begin(), g.slots.end(),
                                 [&](const SlotRef& s) { return s.slot == kAbsentSlot || s.slot < m->slots; });
-  if (it == pending.end() || it->second.peer->mapping != m || it->second.keys.size() != g.slots.size() ||
-      !sane) {
+  const bool wanted = it != pending.end() && it->second.peer->mapping == m &&
+                      it->second.keys.size() == g.slots.size() && sane;
+  if (!wanted || (present > 0 && !all)) {
     std::lock_guard lock(m->mu);
     m->released.push_back(g.id);
-    return m->SendReleases();
+    m->SendReleases();
   }
+  if (!wanted) return;
   Taken out;
   out.short_of_room = g.short_of_room;
-  if (present == 0) {
-    out.blocks.resize(g.slots.size());
-  } else {
+  if (present > 0 && all) {
     Run* run = new Run(m, g.id);
-    run->leases.store(present, std::memory_order_relaxed);
-    out.blocks.reserve(g.slots.size());
-    run->Give(g.slots, out.blocks);
+    run->leases.store(1, std::memory_order_relaxed);
+    std::vector<uint32_t> slots;
+    slots.reserve(g.slots.size());
+    for (const SlotRef& s : g.slots) slots.push_back(s.slot);
+    out.blocks = BlockRun(run, std::move(slots));
     probe.granted.Add();
   }
   Finish(it, std::move(out));

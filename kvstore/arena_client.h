@@ -13,14 +13,14 @@
 #include "base/block_layout.h"
 #include "base/clock.h"
 #include "base/probe.h"
-#include "kvstore/block_pool.h"
+#include "kvstore/block_run.h"
 #include "kvstore/types.h"
 
 namespace tidepool {
 
 // ArenaClient: reads the blocks of other processes of this host where they lie (arena_server.h is the other
 // end). Driver: owns a thread, which connects, asks and hears answers; blocks on offer are taken on the
-// caller's thread without any of that. Thread-safe. Leases may outlive the client and the peer: the mapping
+// caller's thread without any of that. Thread-safe. Runs may outlive the client and the peer: the mapping
 // stays as long as one of them does, and nobody writes to what they are on.
 class ArenaClient {
  public:
@@ -44,12 +44,11 @@ class ArenaClient {
     std::string boot;
   };
 
-  // OK: blocks[i] is a lease on keys[i] (not writable()), or empty where the peer does not have it. Anything
-  // else: no blocks. Unavailable: not mappable, gone; DeadlineExceeded; Cancelled; ResourceExhausted: a
-  // limit.
+  // OK: all of the keys, in their order, or an empty run: the peer does not have them all. Anything else: no
+  // blocks. Unavailable: not mappable, gone; DeadlineExceeded; Cancelled; ResourceExhausted: a limit.
   struct Taken {
     absl::Status status;
-    std::vector<BlockLease> blocks;
+    BlockRun blocks;
     bool short_of_room = false;  // the peer wants its slots back: copy, and let go
   };
 

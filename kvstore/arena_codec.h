@@ -33,7 +33,7 @@
 
 namespace tidepool {
 
-inline constexpr uint8_t kArenaProtocolVersion = 1;
+inline constexpr uint8_t kArenaProtocolVersion = 2;
 inline constexpr size_t kMaxArenaKeys = 4096;
 inline constexpr size_t kMaxArenaText = 1024;
 inline constexpr size_t kMaxArenaReleases = 4096;

@@ -11,17 +11,28 @@ namespace {
 
 constexpr uint32_t kEntriesMax = 1 << 20, kChunksMax = 1 << 24;
 
+// Into the second level: the first would have room for no more than a thousand of them.
 template <typename T>
 void PrefetchLines(const T* begin, size_t n) {
   const auto* const at = reinterpret_cast<const char*>(begin);
-  for (size_t line = 0; line < n * sizeof(T); line += 64) __builtin_prefetch(at + line);
+  for (size_t line = 0; line < n * sizeof(T); line += 64)
+    __builtin_prefetch(at + line, /*rw=*/0, /*locality=*/2);
 }
 
-// What the owner wrote lies in another core's cache: all lines are asked for before any is waited for.
-void Prefetch(const DirectoryChunk& c, uint32_t items) {
-  PrefetchLines(c.names.data(), items);
-  PrefetchLines(c.slots.data(), items);
-  PrefetchLines(c.generations.data(), items);
+// 0 of none. Eight at a time: there may be thousands, and somebody waits.
+uint32_t Largest(std::span<const uint32_t> numbers) {
+  using Eight = uint32_t __attribute__((vector_size(8 * sizeof(uint32_t))));
+  Eight most = {};
+  size_t i = 0;
+  for (; i + 8 <= numbers.size(); i += 8) {
+    Eight next;
+    std::memcpy(&next, &numbers[i], sizeof next);
+    most = next > most ? next : most;
+  }
+  uint32_t largest = 0;
+  for (int lane = 0; lane < 8; ++lane) largest = std::max(largest, most[lane]);
+  for (; i < numbers.size(); ++i) largest = std::max(largest, numbers[i]);
+  return largest;
 }
 
 }  // namespace
@@ -70,7 +81,7 @@ std::optional<uint32_t> ArenaDirectory::Open(const OfferName& name) {
   return std::nullopt;
 }
 
-bool ArenaDirectory::Append(uint32_t entry, const BlockKey& key, SlotRef ref) {
+bool ArenaDirectory::Append(uint32_t entry, const BlockKey& key, uint32_t slot) {
   DirectoryEntry& e = shape_.entries[entry];
   const uint32_t n = e.count.load(std::memory_order_relaxed);
   if (n % DirectoryChunk::kItems == 0) {
@@ -94,8 +105,7 @@ bool ArenaDirectory::Append(uint32_t entry, const BlockKey& key, SlotRef ref) {
   DirectoryChunk& c = shape_.chunks[last_[entry]];
   const uint32_t i = n % DirectoryChunk::kItems;
   c.names[i] = DirectoryChunk::Name::Of(key);
-  c.generations[i] = ref.generation;
-  c.slots[i] = ref.slot;
+  c.slots[i] = slot;
   e.count.store(n + 1, std::memory_order_release);
   return true;
 }
@@ -161,7 +171,30 @@ bool DirectoryReader::Hold(const Claim& claim) {
 
 void DirectoryReader::Drop(const Claim& claim) { claims_[claim.entry].store(0, std::memory_order_seq_cst); }
 
-uint32_t DirectoryReader::Items(const Claim& claim, Chain& chain, uint32_t hint, size_t wanted) const {
+bool DirectoryReader::Collect(const Claim& claim, std::span<const BlockKey> keys, uint32_t slots,
+                              uint32_t& hint, std::vector<uint32_t>& out) const {
+  out.clear();
+  out.reserve(keys.size());
+  Chain chain;
+  const uint32_t n = Items(claim, chain);
+  uint32_t at = hint;
+  while (out.size() < keys.size()) {
+    uint32_t run = RunAt(chain, n, at, keys.subspan(out.size()));
+    if (run == 0) {
+      if (!Search(chain, n, keys[out.size()], at)) return false;
+      run = 1;
+    }
+    const uint32_t* const first = &chain[at / DirectoryChunk::kItems]->slots[at % DirectoryChunk::kItems];
+    out.insert(out.end(), first, first + run);
+    at += run;
+  }
+  // Of the copies: the owner of the others may be up to anything.
+  if (Largest(out) >= slots) return false;
+  hint = at;
+  return true;
+}
+
+uint32_t DirectoryReader::Items(const Claim& claim, Chain& chain) const {
   const DirectoryEntry& e = shape_.entries[claim.entry];
   const uint32_t count = e.count.load(std::memory_order_acquire);
   // One that leads nowhere, or in a circle, ends the list.
@@ -172,13 +205,21 @@ uint32_t DirectoryReader::Items(const Claim& claim, Chain& chain, uint32_t hint,
     const DirectoryChunk& chunk = shape_.chunks[c];
     chain.push_back(&chunk);
     c = chunk.next.load(std::memory_order_relaxed);
-    if (begin + DirectoryChunk::kItems > hint && begin < hint + uint64_t{wanted}) {
-      const uint64_t items =
-          std::min<uint64_t>({DirectoryChunk::kItems, count - begin, hint + wanted - begin});
-      Prefetch(chunk, static_cast<uint32_t>(items));
-    }
   }
   return static_cast<uint32_t>(std::min<size_t>(count, chain.size() * DirectoryChunk::kItems));
+}
+
+void DirectoryReader::Prefetch(const Claim& claim, uint32_t hint, size_t wanted) const {
+  Chain chain;
+  const uint64_t end = std::min<uint64_t>(Items(claim, chain), hint + uint64_t{wanted});
+  for (uint64_t at = hint; at < end;) {
+    const uint32_t begin = at % DirectoryChunk::kItems;
+    const auto n = static_cast<uint32_t>(std::min<uint64_t>(DirectoryChunk::kItems - begin, end - at));
+    const DirectoryChunk& chunk = *chain[at / DirectoryChunk::kItems];
+    PrefetchLines(&chunk.names[begin], n);
+    PrefetchLines(&chunk.slots[begin], n);
+    at += n;
+  }
 }
 
 uint32_t DirectoryReader::RunAt(const Chain& chain, uint32_t n, uint32_t at, std::span<const BlockKey> keys) {
@@ -187,13 +228,16 @@ uint32_t DirectoryReader::RunAt(const Chain& chain, uint32_t n, uint32_t at, std
   const uint32_t begin = at % DirectoryChunk::kItems;
   const auto most =
       static_cast<uint32_t>(std::min<size_t>({n - at, DirectoryChunk::kItems - begin, keys.size()}));
-  // Without a branch for each: that all are there is the rule.
-  uint64_t differs = 0;
+  // A whole name at a time and without a branch for each: that all are there is the rule.
+  using Whole = uint64_t __attribute__((vector_size(sizeof(DirectoryChunk::Name))));
+  Whole differs = {};
   for (uint32_t i = 0; i < most; ++i) {
-    const auto name = DirectoryChunk::Name::Of(keys[i]);
-    differs |= (name.low ^ c.names[begin + i].low) | (name.high ^ c.names[begin + i].high);
+    Whole wanted, offered;
+    std::memcpy(&wanted, keys[i].bytes.data(), sizeof wanted);
+    std::memcpy(&offered, &c.names[begin + i], sizeof offered);
+    differs |= wanted ^ offered;
   }
-  if (differs == 0) return most;
+  if ((differs[0] | differs[1]) == 0) return most;
   uint32_t same = 0;
   while (same < most && DirectoryChunk::Name::Of(keys[same]) == c.names[begin + same]) ++same;
   return same;

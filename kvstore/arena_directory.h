@@ -42,7 +42,7 @@ struct OfferName {
 };
 
 struct alignas(64) DirectoryHeader {
-  static constexpr uint64_t kMagic = 0x3272694465646954;  // "TideDir2"
+  static constexpr uint64_t kMagic = 0x3372694465646954;  // "TideDir3"
   uint64_t magic;
   uint32_t entries;  // a power of two
   uint32_t chunks;
@@ -57,10 +57,11 @@ struct alignas(64) DirectoryEntry {
   std::atomic<uint32_t> first;  // chunk
 };
 
-// Of so many blocks: their slots, generations and names apart, so that whoever takes them all reads no more
-// lines of another core's cache than it must, and compares names many at a time.
+// Of so many blocks: their slots and names apart, so that whoever takes them all reads no more lines of
+// another core's cache than it must, and compares names many at a time. A slot needs no generation here: it
+// cannot move on to another one under a claim.
 struct alignas(64) DirectoryChunk {
-  static constexpr uint32_t kItems = 146;  // what makes a chunk of 4 KiB
+  static constexpr uint32_t kItems = 204;  // what makes a chunk of 4 KiB
   static constexpr uint32_t kNone = 0;     // no chunk: chunk numbers begin with 1
   // The first half of a block key: it is compared inside one request only.
   struct Name {
@@ -75,7 +76,6 @@ struct alignas(64) DirectoryChunk {
 
   std::atomic<uint32_t> next;
   std::array<uint32_t, kItems> slots;
-  std::array<uint64_t, kItems> generations;
   std::array<Name, kItems> names;
 };
 static_assert(sizeof(DirectoryChunk) == 4096);
@@ -106,7 +106,7 @@ class ArenaDirectory {
   // Makes an entry for a request that has none. nullopt: no room where its name may be.
   std::optional<uint32_t> Open(const OfferName& name);
   // Adds a block to a live entry. False: no room; the entry stays as it is.
-  bool Append(uint32_t entry, const BlockKey& key, SlotRef ref);
+  bool Append(uint32_t entry, const BlockKey& key, uint32_t slot);
   // From here on nobody new can claim it. Returns the version that a claim of it has. The entry stays taken
   // until Free.
   uint64_t Retire(uint32_t entry);
@@ -139,46 +139,25 @@ class DirectoryReader {
 
   // Where the request is, without claiming it.
   std::optional<Claim> Find(const OfferName& name) const;
+  // Has what Collect reads of the next `wanted` blocks from `hint` on come into the cache. Needs no hold:
+  // what was written elsewhere is asked for while there is something else to do.
+  void Prefetch(const Claim& claim, uint32_t hint, size_t wanted) const;
   // True: until Drop, nothing that the entry has or gets under this version is reused.
   bool Hold(const Claim& claim);
   void Drop(const Claim& claim);
-  // Of a claim that is held: gives `sink` the slot of each of the keys, in their order, looking for them from
-  // `hint` on (which is moved on past what was found: a request's blocks are asked for in the order in which
-  // they were offered). False where one is not there or its slot is not below `slots`: what `sink` was given
-  // is not to be used then.
-  template <typename Sink>
+  // Of a claim that is held: sets `out` to the slot of each of the keys, in their order, looking for them
+  // from `hint` on (which is moved on past what was found: a request's blocks are asked for in the order in
+  // which they were offered). False, and `out` is not to be used, where one is not there or its slot is not
+  // below `slots`.
   bool Collect(const Claim& claim, std::span<const BlockKey> keys, uint32_t slots, uint32_t& hint,
-               const Sink& sink) const {
-    Chain chain;
-    const uint32_t n = Items(claim, chain, hint, keys.size());
-    uint32_t at = hint;
-    for (size_t done = 0; done < keys.size();) {
-      uint32_t run = RunAt(chain, n, at, keys.subspan(done));
-      if (run == 0) {
-        if (!Search(chain, n, keys[done], at)) return false;
-        run = 1;
-      }
-      const DirectoryChunk& c = *chain[at / DirectoryChunk::kItems];
-      const uint32_t begin = at % DirectoryChunk::kItems;
-      for (uint32_t i = begin; i < begin + run; ++i) {
-        const uint32_t slot = c.slots[i];  // once: its owner may be up to anything
-        if (slot >= slots) return false;
-        sink(SlotRef{slot, c.generations[i]});
-      }
-      at += run;
-      done += run;
-    }
-    hint = at;
-    return true;
-  }
+               std::vector<uint32_t>& out) const;
   uint32_t entries() const { return entries_; }
   bool short_of_room() const { return shape_.header->short_of_room.load(std::memory_order_relaxed) != 0; }
 
  private:
   using Chain = absl::InlinedVector<const DirectoryChunk*, 32>;
-  // The entry's chunks in order; returns how many items are in them. Has those that hold items
-  // [hint, hint + wanted) come into the cache meanwhile.
-  uint32_t Items(const Claim& claim, Chain& chain, uint32_t hint, size_t wanted) const;
+  // The entry's chunks in order; returns how many items are in them.
+  uint32_t Items(const Claim& claim, Chain& chain) const;
   // How many of keys[0..) are the items from `at` on, as far as its chunk goes: all that are left of it, or
   // what comes before the first that differs.
   static uint32_t RunAt(const Chain& chain, uint32_t n, uint32_t at, std::span<const BlockKey> keys);

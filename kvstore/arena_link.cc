@@ -90,35 +90,33 @@ struct ArenaLink::Impl {
 void ArenaLink::Impl::Deliver(FetchSpec spec, ArenaClient::Taken taken, absl::Time started,
                               const Done& done) {
   const BlockLayout& layout = options.pool->layout();
-  const bool stay = spec.in_place && !taken.short_of_room;
   const size_t n = spec.slots.size();
   const size_t sealed = spec.tail_tokens > 0 ? n - 1 : n;
+  const bool stay = spec.in_place && !taken.short_of_room && sealed > 0;
   FetchResult result;
   result.transport = "arena";
   result.slots = std::move(spec.slots);
   result.status = CheckFetchSlots(std::span(result.slots).subspan(stay ? sealed : 0), *options.pool);
   result.filled.assign(n, result.status.ok());
   if (!result.status.ok()) {
-    BlockLease::DropAll(std::move(taken.blocks));
+    taken.blocks = BlockRun();
     return done(std::move(result));
   }
   uint64_t copied = 0;
   if (sealed < n) {
-    copied += CopyTokens(layout, std::min(spec.tail_tokens, layout.block_tokens), taken.blocks[sealed].data(),
+    copied += CopyTokens(layout, std::min(spec.tail_tokens, layout.block_tokens), taken.blocks.data(sealed),
                          result.slots[sealed].data());
   }
   if (stay) {
-    // As one: a long prefix costs no more than a short one.
-    result.slots.swap(taken.blocks);
-    if (sealed < n) std::swap(result.slots[sealed], taken.blocks[sealed]);
+    taken.blocks.Shorten(sealed);
+    result.in_place = std::move(taken.blocks);
   } else {
     for (size_t i = 0; i < sealed; ++i)
-      std::memcpy(result.slots[i].data().data(), taken.blocks[i].data().data(), layout.block_bytes());
+      std::memcpy(result.slots[i].data().data(), taken.blocks.data(i).data(), layout.block_bytes());
     copied += sealed * layout.block_bytes();
+    // The peer waits for it.
+    taken.blocks = BlockRun();
   }
-  // What was copied goes at once: the peer waits for it. Else it is the slots kept for what now stays where
-  // it is, and the caller is the one that waits: for nothing that can be done afterwards.
-  if (!stay) BlockLease::DropAll(std::move(taken.blocks));
   result.bytes = n * layout.block_bytes();
   result.elapsed = options.clock->Now() - started;
   const double seconds = absl::ToDoubleSeconds(result.elapsed);
@@ -126,7 +124,6 @@ void ArenaLink::Impl::Deliver(FetchSpec spec, ArenaClient::Taken taken, absl::Ti
   probe.in_place.Add(stay ? sealed * layout.block_bytes() : 0);
   probe.copied.Add(copied);
   probe.duration.Observe(seconds);
-  BlockLease::DropAll(std::move(taken.blocks));
 }
 
 ArenaLink::ArenaLink(Options options) : impl_(std::make_unique<Impl>(std::move(options))) {
@@ -171,9 +168,7 @@ bool ArenaLink::Fetch(FetchSpec& spec, Done& done) {
   impl_->client.Take(
       peer, request, shared->attempt, std::move(keys), deadline,
       [impl = impl_.get(), shared, flight, started, done = std::move(done)](ArenaClient::Taken taken) {
-        const bool all = taken.status.ok() && std::none_of(taken.blocks.begin(), taken.blocks.end(),
-                                                           [](const BlockLease& b) { return b.empty(); });
-        if (all) {
+        if (taken.status.ok() && !taken.blocks.empty()) {
           impl->Land(flight);
           return impl->Deliver(std::move(*shared), std::move(taken), started, done);
         }
@@ -189,7 +184,6 @@ bool ArenaLink::Fetch(FetchSpec& spec, Done& done) {
         }
         // The peer's disk may have what its memory has not, and a broken link is not a broken
         // peer.
-        taken.blocks.clear();
         impl->options.otherwise(std::move(*shared), done);
         // An Abort from here on comes after the fetch, one before it must be said again.
         if (impl->Land(flight)) impl->options.abort_otherwise(flight->request, flight->attempt);

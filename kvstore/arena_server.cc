@@ -255,7 +255,7 @@ void ArenaServer::Impl::SetRoom() {
 }
 
 void ArenaServer::Impl::OnOffered(const std::string& request, const BlockKey& key, const BlockLease& lease) {
-  if (lease.owner() != options.pool) return;  // another process's: nothing that can be passed on
+  if (lease.owner() != options.pool) return;  // none: nothing that can be passed on
   {
     std::lock_guard lock(mu);
     if (offered++ % 64 == 0) SetRoom();
@@ -265,7 +265,7 @@ void ArenaServer::Impl::OnOffered(const std::string& request, const BlockKey& ke
       if (const auto entry = directory->Open(name)) it = entry_of.emplace(name, *entry).first;
     }
     // One that finds no room can still be asked for.
-    if (it != entry_of.end()) directory->Append(it->second, key, lease.ref());
+    if (it != entry_of.end()) directory->Append(it->second, key, lease.ref().slot);
   }
   WakeForWaits();
 }

@@ -123,15 +123,16 @@ std::span<std::byte> BlockLease::data() const {
   return owner_->SlotBytes(slot_);
 }
 
-bool BlockLease::writable() const {
-  TP_CHECK(owner_ != nullptr);
-  return owner_->writable();
+void BlockLease::Drop() {
+  const SlotRef slot = ref();
+  owner_->DropLeases(std::span(&slot, 1), kind_);
 }
 
 BlockLease BlockLease::Clone(LeaseKind kind) const {
   TP_CHECK(owner_ != nullptr);
-  owner_->AddLease(ref(), kind);
-  return BlockLease(owner_, ref(), kind);
+  const SlotRef slot = ref();
+  owner_->AddLeases(std::span(&slot, 1), kind);
+  return BlockLease(owner_, slot, kind);
 }
 
 std::vector<BlockLease> BlockLease::CloneAll(std::span<const BlockLease> leases, LeaseKind kind) {
@@ -140,11 +141,11 @@ std::vector<BlockLease> BlockLease::CloneAll(std::span<const BlockLease> leases,
   out.reserve(leases.size());
   refs.reserve(leases.size());
   for (size_t at = 0; at < leases.size();) {
-    SlotOwner* const owner = leases[at].owner_;
+    BlockPool* const owner = leases[at].owner_;
     refs.clear();
     for (; at < leases.size() && leases[at].owner_ == owner; ++at) {
       refs.push_back(leases[at].ref());
-      out.emplace_back(owner, refs.back(), kind);
+      out.push_back(BlockLease(owner, refs.back(), kind));
     }
     if (owner != nullptr) owner->AddLeases(refs, kind);
   }
@@ -155,7 +156,7 @@ void BlockLease::DropAll(std::vector<BlockLease> leases) {
   std::vector<SlotRef> refs;
   refs.reserve(leases.size());
   for (size_t at = 0; at < leases.size();) {
-    SlotOwner* const owner = leases[at].owner_;
+    BlockPool* const owner = leases[at].owner_;
     const LeaseKind kind = leases[at].kind_;
     refs.clear();
     for (; at < leases.size() && leases[at].owner_ == owner && leases[at].kind_ == kind; ++at) {
@@ -227,15 +228,11 @@ const BlockLayout& BlockPool::layout() const { return state_->options.layout; }
 const SlotArena& BlockPool::arena() const { return state_->arena; }
 std::span<std::byte> BlockPool::SlotBytes(uint32_t slot) const { return state_->arena.slot(slot); }
 
-void BlockPool::AddLease(SlotRef ref, LeaseKind kind) { AddLeases(std::span(&ref, 1), kind); }
-
 void BlockPool::AddLeases(std::span<const SlotRef> refs, LeaseKind kind) {
   std::lock_guard lock(state_->mu);
   for (const SlotRef& ref : refs) state_->core.AddLease(ref, kind);
   state_->Settle();
 }
-
-void BlockPool::DropLease(SlotRef ref, LeaseKind kind) { DropLeases(std::span(&ref, 1), kind); }
 
 void BlockPool::DropLeases(std::span<const SlotRef> refs, LeaseKind kind) {
   std::lock_guard lock(state_->mu);
@@ -274,7 +271,7 @@ absl::StatusOr<std::vector<BlockLease>> BlockPool::Reserve(size_t n, const UseOp
       std::memset(bytes.data(), 0, bytes.size());
       st.probe.zeroed.Add();
     }
-    out.emplace_back(this, t.ref, use.kind);
+    out.push_back(BlockLease(this, t.ref, use.kind));
   }
   return out;
 }
@@ -293,7 +290,7 @@ std::vector<BlockLease> BlockPool::LeasePrefix(std::span<const BlockKey> keys, c
   st.Tune(keys, use.session);
   std::vector<BlockLease> out;
   out.reserve(refs.size());
-  for (const SlotRef& ref : refs) out.emplace_back(this, ref, use.kind);
+  for (const SlotRef& ref : refs) out.push_back(BlockLease(this, ref, use.kind));
   return out;
 }
 
@@ -320,7 +317,7 @@ std::vector<BlockLease> BlockPool::LeaseMany(std::span<const BlockKey> keys, Lea
   out.reserve(refs.size());
   for (const auto& ref : refs) {
     if (ref) {
-      out.emplace_back(this, *ref, kind);
+      out.push_back(BlockLease(this, *ref, kind));
     } else {
       out.emplace_back();
     }
@@ -347,16 +344,14 @@ std::vector<bool> BlockPool::Contains(std::span<const BlockKey> keys) const {
 }
 
 BlockLease BlockPool::Publish(BlockLease lease, BlockInfo info) {
-  TP_CHECK(!lease.empty());
-  if (lease.owner_ != this) return lease;
+  TP_CHECK(lease.owner_ == this);
   BlockLease given_up;  // after the lock is
   std::lock_guard lock(state_->mu);
   return PublishLocked(std::move(lease), std::move(info), given_up);
 }
 
 bool BlockPool::PublishLoaded(BlockLease& lease, BlockInfo info) {
-  TP_CHECK(!lease.empty());
-  if (lease.owner_ != this) return true;
+  TP_CHECK(lease.owner_ == this);
   State& st = *state_;
   BlockLease given_up;  // after the lock is
   std::lock_guard lock(st.mu);
@@ -386,16 +381,45 @@ std::optional<BlockInfo> BlockPool::Info(const BlockKey& key) const {
   return *info;
 }
 
-void BlockPool::Quarantine(BlockLease lease) {
-  TP_CHECK(!lease.empty());
-  State& st = *state_;
-  if (lease.owner_ != this) {
-    // Never given back: its owner keeps the slot leased for as long as this process is there.
-    lease.owner_ = nullptr;
-    st.probe.quarantine_foreign.Add();
-    spdlog::warn("block pool: a slot of another process stays leased: it may still be read from");
-    return;
+SwappedBlocks BlockPool::SwapOut(std::vector<BlockLease> leases) {
+  std::vector<SlotRef> refs;
+  refs.reserve(leases.size());
+  for (const BlockLease& lease : leases) {
+    if (lease.owner_ == this) refs.push_back(lease.ref());
   }
+  SwappedBlocks out;
+  {
+    std::lock_guard lock(state_->mu);
+    const uint64_t id = state_->core.SwapOut(refs);
+    if (id != 0) out = SwappedBlocks(this, id);
+    state_->Settle();
+  }
+  BlockLease::DropAll(std::move(leases));
+  return out;
+}
+
+void BlockPool::SwapIn(uint64_t id) {
+  std::lock_guard lock(state_->mu);
+  state_->core.SwapIn(id);
+  state_->Settle();
+}
+
+SwappedBlocks& SwappedBlocks::operator=(SwappedBlocks&& other) noexcept {
+  if (this != &other) {
+    Drop();
+    pool_ = std::exchange(other.pool_, nullptr);
+    id_ = other.id_;
+  }
+  return *this;
+}
+
+void SwappedBlocks::Drop() {
+  if (pool_ != nullptr) std::exchange(pool_, nullptr)->SwapIn(id_);
+}
+
+void BlockPool::Quarantine(BlockLease lease) {
+  TP_CHECK(lease.owner_ == this);
+  State& st = *state_;
   std::lock_guard lock(st.mu);
   const uint32_t before = st.core.counts().quarantined;
   st.core.Quarantine(lease.ref(), lease.kind_);
@@ -568,6 +592,27 @@ std::vector<BlockPool::TenantUsage> BlockPool::tenants() const {
   }
   std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
   return out;
+}
+
+void BlockPool::SetTenantQuotas(uint64_t tenant_quota_bytes, std::map<std::string, uint64_t> tenant_quotas) {
+  State& st = *state_;
+  {
+    std::lock_guard lock(st.mu);
+    if (st.core.SetQuotas(tenant_quota_bytes, std::move(tenant_quotas))) {
+      absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy =
+          CreatePolicy({.name = std::string(st.core.policy().name()),
+                        .capacity = st.options.slots,
+                        .next_use = st.options.next_use,
+                        .turn_bonus = st.options.turn_bonus});
+      TP_CHECK(policy.ok());  // it is the one in force
+      st.core.SetPolicy(std::move(*policy));
+    }
+  }
+  for (size_t evicted = kStep; evicted == kStep;) {
+    std::lock_guard lock(st.mu);
+    evicted = st.core.TrimTenants(kStep);
+    st.Settle();
+  }
 }
 
 EventLog& BlockPool::events() const { return *state_->log; }

@@ -26,37 +26,13 @@ namespace tidepool {
 
 class BlockPool;
 
-// SlotOwner: whose slots a lease is on: the pool of this process, or the mapping of another process's arena.
-// It outlives every lease on it. Thread-safe.
-class SlotOwner {
- public:
-  virtual ~SlotOwner() = default;
-  virtual std::span<std::byte> SlotBytes(uint32_t slot) const = 0;
-  // False: the bytes are mapped read-only.
-  virtual bool writable() const = 0;
-  // One more lease on a slot that is leased already.
-  virtual void AddLease(SlotRef ref, LeaseKind kind) = 0;
-  // On each of many at once; an owner that takes a lock takes it once.
-  virtual void AddLeases(std::span<const SlotRef> refs, LeaseKind kind) {
-    for (const SlotRef& ref : refs) AddLease(ref, kind);
-  }
-  virtual void DropLease(SlotRef ref, LeaseKind kind) = 0;
-  // Drops many at once; an owner that takes a lock takes it once.
-  virtual void DropLeases(std::span<const SlotRef> refs, LeaseKind kind) {
-    for (const SlotRef& ref : refs) DropLease(ref, kind);
-  }
-};
-
 // BlockLease: the right to use one slot. Handle, move-only; dropping it gives the slot back (if the block is
 // published it stays readable until it is evicted, else the slot becomes free under a new generation). Any
 // thread may hold or drop it; the pool outlives all leases. Writing data() is for the one holder of an
-// unpublished block whose lease is writable().
+// unpublished block.
 class BlockLease {
  public:
   BlockLease() = default;
-  // Takes over one lease that `owner` has counted already: for the implementations of SlotOwner.
-  BlockLease(SlotOwner* owner, SlotRef ref, LeaseKind kind)
-      : owner_(owner), generation_(ref.generation), slot_(ref.slot), kind_(kind) {}
   BlockLease(BlockLease&& other) noexcept
       : owner_(std::exchange(other.owner_, nullptr)),
         generation_(other.generation_),
@@ -64,7 +40,7 @@ class BlockLease {
         kind_(other.kind_) {}
   BlockLease& operator=(BlockLease&& other) noexcept;
   ~BlockLease() {
-    if (owner_ != nullptr) owner_->DropLease(ref(), kind_);
+    if (owner_ != nullptr) Drop();
   }
 
   bool empty() const { return owner_ == nullptr; }
@@ -72,37 +48,61 @@ class BlockLease {
   LeaseKind kind() const { return kind_; }
   // layout().block_bytes() bytes, 64-byte aligned.
   std::span<std::byte> data() const;
-  // False for a slot of another process, whose memory is mapped read-only here.
-  bool writable() const;
   // A second lease on the same block: it stays until both are dropped.
   BlockLease Clone() const { return Clone(kind_); }
   BlockLease Clone(LeaseKind kind) const;
-  // Of all of them (empty for empty ones), with as few lock operations as there are owners in a row.
+  // Of all of them (empty for empty ones), with as few lock operations as there are pools in a row.
   static std::vector<BlockLease> CloneAll(std::span<const BlockLease> leases, LeaseKind kind);
   // Whose slot it is: a pool compares with itself.
-  const SlotOwner* owner() const { return owner_; }
+  const BlockPool* owner() const { return owner_; }
 
-  // Drops all of them (empty ones too) with as few lock operations as there are owners and kinds in a row:
+  // Drops all of them (empty ones too) with as few lock operations as there are pools and kinds in a row:
   // how to end a long prefix.
   static void DropAll(std::vector<BlockLease> leases);
 
  private:
   friend class BlockPool;
+  // Takes over one lease that the pool has counted already.
+  BlockLease(BlockPool* owner, SlotRef ref, LeaseKind kind)
+      : owner_(owner), generation_(ref.generation), slot_(ref.slot), kind_(kind) {}
+  void Drop();
 
   // Thousands of them change hands at once: small, so no SlotRef with its padding.
-  SlotOwner* owner_ = nullptr;
+  BlockPool* owner_ = nullptr;
   uint64_t generation_ = 0;
   uint32_t slot_ = 0;
   LeaseKind kind_ = LeaseKind::kSequence;
 };
 static_assert(sizeof(BlockLease) == 24);
 
+// SwappedBlocks: what a preempted request has in a pool: no slot is kept for it, but what its blocks hold is
+// evicted only when nothing else is left to go. Handle, move-only; dropping it makes them ordinary entries.
+// Any thread; the pool outlives it.
+class SwappedBlocks {
+ public:
+  SwappedBlocks() = default;
+  SwappedBlocks(SwappedBlocks&& other) noexcept
+      : pool_(std::exchange(other.pool_, nullptr)), id_(other.id_) {}
+  SwappedBlocks& operator=(SwappedBlocks&& other) noexcept;
+  ~SwappedBlocks() { Drop(); }
+
+  bool empty() const { return pool_ == nullptr; }
+  void Drop();
+
+ private:
+  friend class BlockPool;
+  SwappedBlocks(BlockPool* pool, uint64_t id) : pool_(pool), id_(id) {}
+
+  BlockPool* pool_ = nullptr;
+  uint64_t id_ = 0;
+};
+
 // BlockPool: the host tier. A fixed arena of slots, each empty, leased, or holding a published block that
 // anyone may lease by key. Published blocks that nobody leases are evicted when Reserve needs room: a chain
 // from its tail, in the order of the policy (policy/policy.h); a tenant above its quota pays with its own
 // blocks first. Thread-safe; no call waits on I/O or on another holder, and none holds the lock longer than
 // its own leases need (listings and removals by filter work in steps).
-class BlockPool final : public SlotOwner {
+class BlockPool final {
  public:
   struct Options {
     BlockLayout layout;
@@ -134,9 +134,10 @@ class BlockPool final : public SlotOwner {
     uint32_t quarantined = 0;                    // never to be used again
     uint64_t published = 0;                      // keys readable now
     std::array<uint64_t, kLeaseKinds> leases{};  // leases held, by LeaseKind; a slot may have several
-    uint32_t hard_pinned = 0, soft_pinned = 0;   // slots; one with both counts as hard
-    uint64_t pins = 0;                           // pins in force (each on a chain or a session)
-    std::string policy;                          // in force now
+    uint32_t hard_pinned = 0,
+             soft_pinned = 0;  // slots; one with both counts as hard; swapped-out ones are soft
+    uint64_t pins = 0;         // pins in force (each on a chain or a session)
+    std::string policy;        // in force now
   };
 
   struct TenantUsage {
@@ -170,7 +171,7 @@ class BlockPool final : public SlotOwner {
   // InvalidArgument: a layout with a zero in it, no slots, no such policy. ResourceExhausted: the arena
   // (slots x block_bytes) could not be mapped.
   static absl::StatusOr<std::unique_ptr<BlockPool>> Create(const Options& options);
-  ~BlockPool() override;
+  ~BlockPool();
 
   const BlockLayout& layout() const;
   // The memory of the slots; for whoever shares it with other processes.
@@ -200,8 +201,7 @@ class BlockPool final : public SlotOwner {
   // Makes the block readable under `info.key`; from now on its contents must not change. If another slot
   // holds that key already, the caller's slot is given up and the lease returned is on the other one (equal
   // contents by construction of the key). `info.parent` lets eviction take a chain from its tail;
-  // LeasePrefix teaches it too. A lease on another process's slot is handed back as it is: its owner has
-  // published it.
+  // LeasePrefix teaches it too.
   BlockLease Publish(BlockLease lease, BlockInfo info);
   // The same for contents that were read or fetched into the slot rather than computed. False, and the lease
   // as it was: a Clear or Erase meant this block after the slot was reserved, so what was read may be what
@@ -210,8 +210,12 @@ class BlockPool final : public SlotOwner {
   // What Publish was told of a block that is readable here.
   std::optional<BlockInfo> Info(const BlockKey& key) const;
 
-  // Takes the slot out of use for good: something may still read from or write to it. One of another process
-  // stays leased there for good, and is counted.
+  // A request gives its leases back for now: its published blocks of this pool stay as long as there is
+  // anything else to evict, and count as LeaseKind::kSwapped. Nothing is copied: what the pool holds of a
+  // request is what was swapped out. All leases are dropped.
+  SwappedBlocks SwapOut(std::vector<BlockLease> leases);
+
+  // Takes the slot out of use for good: something may still read from or write to it.
   void Quarantine(BlockLease lease);
 
   // --- administration ---
@@ -243,21 +247,26 @@ class BlockPool final : public SlotOwner {
   Stats stats() const;
   // Tenants that hold something, most first.
   std::vector<TenantUsage> tenants() const;
+  // Options::tenant_quota_bytes and tenant_quotas from now on. What is beyond them and not leased or pinned
+  // is evicted before this returns, in steps. The first quotas that a pool gets rank its blocks anew by
+  // tenant: what the policy has learnt of them is lost.
+  void SetTenantQuotas(uint64_t tenant_quota_bytes, std::map<std::string, uint64_t> tenant_quotas);
 
   // --- events ---
 
   // Of this tier and those that share the log; see event_log.h for how several readers follow it.
   EventLog& events() const;
-  std::span<std::byte> SlotBytes(uint32_t slot) const override;
-  bool writable() const override { return true; }
-  void AddLease(SlotRef ref, LeaseKind kind) override;
-  void AddLeases(std::span<const SlotRef> refs, LeaseKind kind) override;
-  void DropLease(SlotRef ref, LeaseKind kind) override;
-  void DropLeases(std::span<const SlotRef> refs, LeaseKind kind) override;
 
  private:
+  friend class BlockLease;
+  friend class SwappedBlocks;
   struct State;
   explicit BlockPool(std::unique_ptr<State> state);
+  std::span<std::byte> SlotBytes(uint32_t slot) const;
+  // On slots that are leased already.
+  void AddLeases(std::span<const SlotRef> refs, LeaseKind kind);
+  void DropLeases(std::span<const SlotRef> refs, LeaseKind kind);
+  void SwapIn(uint64_t id);
   BlockLease PublishLocked(BlockLease lease, BlockInfo info, BlockLease& given_up);
   std::unique_ptr<State> state_;
 };

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/probe.h"
 #include "kvstore/block_pool.h"
+#include "kvstore/block_run.h"
 #include "kvstore/fetch_types.h"
 #include "kvstore/types.h"
 #include "transport/transport.h"
@@ -39,8 +40,8 @@ struct FetchSpec {
   std::vector<BlockKey> keys;
   std::vector<BlockLease> slots;  // one per key, unpublished; given back in the result
   absl::Time deadline;            // on the node's clock
-  // Blocks may come back as leases on the peer's own memory, where it shares that with this process: sealed
-  // blocks only, to be read and never written. False: they are copied into `slots`.
+  // Sealed blocks may stay in the peer's own memory, where it shares that with this process, to be read
+  // there. False: they are copied into `slots`.
   bool in_place = false;
   // The last key is an unsealed tail with so many valid tokens, and only those are needed; 0: it is sealed.
   uint32_t tail_tokens = 0;
@@ -50,10 +51,11 @@ struct FetchResult {
   // OK: COMMIT was verified (blocks may still be absent: see `filled`). Anything else: nothing is filled.
   absl::Status status;
   // As in the spec, quiescent: nothing will write to them any more. Slots that could not be made quiescent
-  // are quarantined and come back empty. With `in_place`, some may be leases on the peer's memory in place of
-  // the spec's (not writable()).
+  // are quarantined and come back empty.
   std::vector<BlockLease> slots;
-  std::vector<bool> filled;  // slots[i] holds keys[i], verified
+  // Where the blocks of keys[0 .. in_place.size()) are: nothing is in their slots.
+  BlockRun in_place;
+  std::vector<bool> filled;  // slots[i], or block i of in_place, holds keys[i], verified
   uint64_t bytes = 0;        // of the filled blocks
   absl::Duration elapsed;
   std::string_view transport;  // how they came: "arena", or the transport's name

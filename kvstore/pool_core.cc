@@ -23,7 +23,7 @@ PoolCore::PoolCore(Options o)
       policy_(std::move(o.policy)),
       slot_bytes_(o.slot_bytes),
       quotas_(o.tenant_quota_bytes > 0 || !o.tenant_quotas.empty()),
-      default_quota_(o.tenant_quota_bytes / o.slot_bytes),
+      default_quota_(QuotaSlots(o.tenant_quota_bytes)),
       quota_by_name_(std::move(o.tenant_quotas)),
       max_hard_(static_cast<uint32_t>(o.hard_pin_share * o.slots)),
       max_pins_(o.max_pins),
@@ -47,12 +47,37 @@ uint32_t PoolCore::TenantId(std::string_view name) {
   if (tenants_.size() >= kMaxTenants) return kMaxTenants - 1;
   const auto id = static_cast<uint32_t>(tenants_.size());
   tenant_ids_.emplace(name, id);
-  uint64_t quota = default_quota_;
-  if (const auto it = quota_by_name_.find(std::string(name)); it != quota_by_name_.end()) {
-    quota = it->second / slot_bytes_;
-  }
-  tenants_.push_back({std::string(name), 0, quota});
+  tenants_.push_back({std::string(name), 0, QuotaOf(std::string(name))});
   return id;
+}
+
+uint64_t PoolCore::QuotaOf(const std::string& tenant) const {
+  const auto it = quota_by_name_.find(tenant);
+  return it == quota_by_name_.end() ? default_quota_ : QuotaSlots(it->second);
+}
+
+uint64_t PoolCore::QuotaSlots(uint64_t bytes) const {
+  return bytes == 0 ? 0 : std::max<uint64_t>(1, bytes / slot_bytes_);
+}
+
+bool PoolCore::SetQuotas(uint64_t tenant_quota_bytes, std::map<std::string, uint64_t> tenant_quotas) {
+  const bool first = !quotas_ && (tenant_quota_bytes > 0 || !tenant_quotas.empty());
+  // Once ranked by tenant, always: without quotas that costs little and changes nothing.
+  quotas_ = quotas_ || first;
+  default_quota_ = QuotaSlots(tenant_quota_bytes);
+  quota_by_name_ = std::move(tenant_quotas);
+  for (Tenant& tenant : tenants_) tenant.quota = QuotaOf(tenant.name);
+  return first;
+}
+
+size_t PoolCore::TrimTenants(size_t max) {
+  size_t evicted = 0;
+  for (uint32_t i = 0; i < tenants_.size(); ++i) {
+    const Tenant& t = tenants_[i];
+    while (evicted < max && t.quota > 0 && t.used > t.quota && EvictOne(i)) ++evicted;
+  }
+  tally_.evicted_quota += evicted;
+  return evicted;
 }
 
 void PoolCore::Charge(uint32_t i, uint32_t tenant) {
@@ -503,10 +528,32 @@ void PoolCore::EndPin(uint64_t id) {
   }
   if (record.key) {
     pin_of_key_.erase(*record.key);
-  } else {
+  } else if (!record.swapped) {
     pin_of_session_.erase(record.session);
   }
   pins_.erase(it);
+}
+
+uint64_t PoolCore::SwapOut(std::span<const SlotRef> refs) {
+  // Beyond the limit they are ordinary entries: the request may have to compute more.
+  if (pins_.size() >= max_pins_) return 0;
+  PinRecord record{.kind = PinKind::kSoft, .expires = absl::InfiniteFuture(), .key = {}, .swapped = true};
+  for (const SlotRef& ref : refs) {
+    if (Get(ref).published()) PinSlot(ref.slot, record);
+  }
+  if (record.blocks.empty()) return 0;
+  leases_[static_cast<size_t>(LeaseKind::kSwapped)] += record.blocks.size();
+  const uint64_t id = next_pin_++;
+  pins_.emplace(id, std::move(record));
+  return id;
+}
+
+void PoolCore::SwapIn(uint64_t id) {
+  const auto it = pins_.find(id);
+  if (it == pins_.end()) return;
+  TP_CHECK(it->second.swapped);
+  leases_[static_cast<size_t>(LeaseKind::kSwapped)] -= it->second.blocks.size();
+  EndPin(id);
 }
 
 absl::StatusOr<uint64_t> PoolCore::Pin(const BlockKey& key, PinKind kind, absl::Time expires,

@@ -154,6 +154,20 @@ class PoolCore {
   // Ends the pins that are over.
   void Expire(absl::Time now);
 
+  // A preempted request's reference (LeaseKind::kSwapped) on those of these leased blocks that are published:
+  // until SwapIn they are evicted as softly pinned ones are, when nothing else is left. 0: on none.
+  uint64_t SwapOut(std::span<const SlotRef> refs);
+  // Ends it; ignores 0. What of it was evicted is gone.
+  void SwapIn(uint64_t id);
+
+  // Quotas from now on, in bytes; 0: none. What a tenant holds beyond its own goes by TrimTenants, or when it
+  // next reserves or releases. True: these are the first, and entries were not ranked by tenant so far:
+  // SetPolicy must follow before anything else.
+  [[nodiscard]] bool SetQuotas(uint64_t tenant_quota_bytes, std::map<std::string, uint64_t> tenant_quotas);
+  // Evicts at most `max` blocks of tenants above their quotas; how many. Fewer than `max`: there are no more
+  // that could go.
+  size_t TrimTenants(size_t max);
+
   // Ranks everything anew; what the old policy learnt is lost. O(slots).
   void SetPolicy(std::unique_ptr<EvictionPolicy> policy);
   const EvictionPolicy& policy() const { return *policy_; }
@@ -203,9 +217,10 @@ class PoolCore {
   struct PinRecord {
     PinKind kind;
     absl::Time expires;
-    std::optional<BlockKey> key;  // else session
+    std::optional<BlockKey> key;  // else session, or neither where it was swapped out
     uint64_t session = 0;
     std::vector<Ref> blocks;
+    bool swapped = false;  // a preempted request's
   };
 
   SlotRef RefOf(uint32_t i) const { return {i, slots_[i].generation}; }
@@ -225,6 +240,9 @@ class PoolCore {
   bool Meets(const Cleared& cleared, const BlockInfo& info) const;
 
   uint32_t TenantId(std::string_view name);
+  uint64_t QuotaOf(const std::string& tenant) const;  // slots
+  // 0: no quota. Less than one slot is one: nobody asks for none at all with it.
+  uint64_t QuotaSlots(uint64_t bytes) const;
   void Charge(uint32_t i, uint32_t tenant);
   void Discharge(uint32_t i);
 
@@ -262,9 +280,9 @@ class PoolCore {
 
   std::vector<Tenant> tenants_;
   std::map<std::string, uint32_t, std::less<>> tenant_ids_;
-  const bool quotas_;
-  const uint64_t default_quota_;  // slots
-  const std::map<std::string, uint64_t> quota_by_name_;
+  bool quotas_;
+  uint64_t default_quota_;                         // slots
+  std::map<std::string, uint64_t> quota_by_name_;  // bytes
 
   const uint32_t max_hard_;
   const size_t max_pins_;

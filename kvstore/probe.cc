@@ -46,7 +46,6 @@ PoolProbe::PoolProbe(MetricRegistry& m, std::string_view tier)
       publish_ok(Ops(m, tier, "publish", "ok")),
       publish_duplicate(Ops(m, tier, "publish", "duplicate")),
       publish_cleared(Ops(m, tier, "publish", "cleared")),
-      quarantine_foreign(Ops(m, tier, "quarantine", "foreign")),
       evicted_capacity(Evictions(m, tier, "capacity")),
       evicted_quota(Evictions(m, tier, "quota")),
       evicted_quarantine(Evictions(m, tier, "quarantine")),

@@ -24,8 +24,7 @@ struct PoolProbe {
   Counter& lookup_miss;  // per call that ended in a miss
   Counter& publish_ok;
   Counter& publish_duplicate;
-  Counter& publish_cleared;     // not made readable: cleared while it was being read
-  Counter& quarantine_foreign;  // leases on other processes' slots, never to be given back
+  Counter& publish_cleared;  // not made readable: cleared while it was being read
   Counter& evicted_capacity;
   Counter& evicted_quota;
   Counter& evicted_quarantine;

@@ -68,10 +68,13 @@ enum class LeaseKind : uint8_t {
   kTransfer,  // being sent to, or received from, a peer
   kTierIo,    // being read from or written to a lower tier
   kPeer,      // read in place by another process of this host
+  kSwapped,   // of a request that was preempted: keeps nothing, but what it is on goes last
+              // (BlockPool::SwapOut)
 };
-inline constexpr size_t kLeaseKinds = 4;
+inline constexpr size_t kLeaseKinds = 5;
 constexpr std::string_view LeaseKindName(LeaseKind kind) {
-  constexpr std::array<std::string_view, kLeaseKinds> kNames = {"sequence", "transfer", "tier_io", "peer"};
+  constexpr std::array<std::string_view, kLeaseKinds> kNames = {"sequence", "transfer", "tier_io", "peer",
+                                                                "swapped"};
   return kNames[static_cast<size_t>(kind)];
 }
 

@@ -146,12 +146,9 @@ absl::StatusOr<Took> Take(Node& n, const PeerAddress& owner, size_t blocks, int 
   });
   done.wait(false);
   TP_RETURN_IF_ERROR(got.status);
-  for (size_t i = 0; i < blocks; ++i) {
-    if (!got.filled[i] || got.slots[i].writable())
-      return absl::InternalError("a block was not handed over in place");
-  }
+  if (got.in_place.size() != blocks) return absl::InternalError("a block was not handed over in place");
   const absl::Time release = Now();
-  BlockLease::DropAll(std::move(got.slots));
+  got.in_place = BlockRun();
   n.node->SendRelease(owner, RequestName(blocks, round));
   return Took{micros, MicrosSince(release)};
 }

@@ -29,16 +29,15 @@ class ArenaDirectoryTest : public testing::Test {
     const auto entry = owner_->Open(OfferName::Of(request));
     EXPECT_TRUE(entry.has_value());
     for (size_t i = 0; i < n; ++i)
-      EXPECT_TRUE(owner_->Append(*entry, TestKey(first + i), {static_cast<uint32_t>(first + i), first}));
+      EXPECT_TRUE(owner_->Append(*entry, TestKey(first + i), static_cast<uint32_t>(first + i)));
     return *entry;
   }
-  std::vector<SlotRef> Collect(const DirectoryReader::Claim& claim, uint64_t first, size_t n,
-                               uint32_t* hint) {
+  std::vector<uint32_t> Collect(const DirectoryReader::Claim& claim, uint64_t first, size_t n,
+                                uint32_t* hint) {
     std::vector<BlockKey> keys;
     for (size_t i = 0; i < n; ++i) keys.push_back(TestKey(first + i));
-    std::vector<SlotRef> out;
-    const auto add = [&](SlotRef ref) { out.push_back(ref); };
-    if (!reader_->Collect(claim, keys, 1 << 20, *hint, add)) out.clear();
+    std::vector<uint32_t> out;
+    if (!reader_->Collect(claim, keys, 1 << 20, *hint, out)) out.clear();
     return out;
   }
 
@@ -62,7 +61,7 @@ TEST_F(ArenaDirectoryTest, AReaderFindsAllBlocksOfARequestInAnyPart) {
        std::vector<std::pair<uint64_t, size_t>>{{0, 100}, {100, 200}, {50, 1}, {0, 300}}) {
     const auto slots = Collect(*claim, first, n, &hint);
     ASSERT_EQ(slots.size(), n);
-    for (size_t i = 0; i < n; ++i) EXPECT_EQ(slots[i].slot, first + i);
+    for (size_t i = 0; i < n; ++i) EXPECT_EQ(slots[i], first + i);
   }
   EXPECT_TRUE(Collect(*claim, 250, 51, &hint).empty()) << "one of them is not on offer";
 }
@@ -78,20 +77,22 @@ TEST_F(ArenaDirectoryTest, BlocksAreFoundInWhateverOrderTheyAreAskedFor) {
   for (int round = 0; round < 500; ++round) {
     // Runs, as a rule; jumps in between.
     std::vector<BlockKey> keys;
-    std::vector<uint64_t> want;
+    std::vector<uint32_t> want;
     while (want.size() < 1 + rng.Below(300)) {
       uint64_t at = rng.Below(kBlocks);
-      for (uint64_t n = 1 + rng.Below(200); n > 0 && at < kBlocks; --n, ++at) want.push_back(at);
+      for (uint64_t n = 1 + rng.Below(200); n > 0 && at < kBlocks; --n, ++at)
+        want.push_back(static_cast<uint32_t>(at));
     }
-    for (uint64_t n : want) keys.push_back(TestKey(n));
-    std::vector<uint64_t> got;
-    ASSERT_TRUE(reader_->Collect(*claim, keys, kBlocks, hint, [&](SlotRef ref) { got.push_back(ref.slot); }));
+    for (uint32_t n : want) keys.push_back(TestKey(n));
+    std::vector<uint32_t> got;
+    ASSERT_TRUE(reader_->Collect(*claim, keys, kBlocks, hint, got));
     ASSERT_EQ(got, want);
     keys.insert(keys.begin() + static_cast<std::ptrdiff_t>(rng.Below(keys.size())), TestKey(kBlocks));
     hint = static_cast<uint32_t>(rng.Below(2 * kBlocks));
-    EXPECT_FALSE(reader_->Collect(*claim, keys, kBlocks, hint, [](SlotRef) {})) << "one is not on offer";
+    EXPECT_FALSE(reader_->Collect(*claim, keys, kBlocks, hint, got)) << "one is not on offer";
   }
-  EXPECT_FALSE(reader_->Collect(*claim, std::vector{TestKey(kBlocks - 1)}, kBlocks - 1, hint, [](SlotRef) {}))
+  std::vector<uint32_t> got;
+  EXPECT_FALSE(reader_->Collect(*claim, std::vector{TestKey(kBlocks - 1)}, kBlocks - 1, hint, got))
       << "a slot beyond the arena";
 }
 
@@ -132,12 +133,12 @@ TEST_F(ArenaDirectoryTest, NoRoomIsNoHarm) {
   }
   EXPECT_FALSE(owner_->Open(OfferName::Of("one more")).has_value());
   for (uint32_t i = 0; i < 2 * DirectoryChunk::kItems; ++i)
-    EXPECT_TRUE(owner_->Append(entries[0], TestKey(i), {i, 1}));
-  EXPECT_FALSE(owner_->Append(entries[0], TestKey(1000), {0, 1}));
-  EXPECT_FALSE(owner_->Append(entries[1], TestKey(1000), {0, 1}));
+    EXPECT_TRUE(owner_->Append(entries[0], TestKey(i), i));
+  EXPECT_FALSE(owner_->Append(entries[0], TestKey(1000), 0));
+  EXPECT_FALSE(owner_->Append(entries[1], TestKey(1000), 0));
   owner_->Retire(entries[0]);
   owner_->Free(entries[0]);
-  EXPECT_TRUE(owner_->Append(entries[1], TestKey(1000), {0, 1})) << "its chunks are free again";
+  EXPECT_TRUE(owner_->Append(entries[1], TestKey(1000), 0)) << "its chunks are free again";
 }
 
 TEST_F(ArenaDirectoryTest, AMangledDirectoryLeadsNowhere) {
@@ -157,7 +158,9 @@ TEST_F(ArenaDirectoryTest, AMangledDirectoryLeadsNowhere) {
     if (const auto claim = reader_->Find(OfferName::Of("a")); claim && reader_->Hold(*claim)) {
       uint32_t hint = static_cast<uint32_t>(rng.Below(300));
       std::vector<BlockKey> keys = {TestKey(rng.Below(200)), TestKey(rng.Below(250))};
-      reader_->Collect(*claim, keys, 200, hint, [](SlotRef ref) { EXPECT_LT(ref.slot, 200u); });
+      if (std::vector<uint32_t> got; reader_->Collect(*claim, keys, 200, hint, got)) {
+        for (uint32_t slot : got) EXPECT_LT(slot, 200u);
+      }
     }
     std::memcpy(memory_.get(), good.data(), bytes);
   }

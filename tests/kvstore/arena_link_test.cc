@@ -22,16 +22,9 @@ class ArenaLinkTest : public testing::Test {
     owner_.Publish(900'000, 1);
     auto taken = TakeNow(*client_, owner_.peer(), "map", 900'000, 1);
     ASSERT_TRUE(taken.status.ok()) << taken.status;
-    taken.blocks.clear();
+    taken.blocks = BlockRun();
     ASSERT_TRUE(EventuallyTrue([&] { return owner_.Idle(); }));
     ASSERT_EQ(client_->peers(), 1u);
-  }
-  void ExpectHolds(const std::vector<BlockLease>& blocks, uint64_t first) {
-    for (size_t i = 0; i < blocks.size(); ++i) {
-      ASSERT_FALSE(blocks[i].empty()) << i;
-      EXPECT_FALSE(blocks[i].writable());
-      EXPECT_TRUE(Holds(blocks[i].data(), first + i)) << i;
-    }
   }
 
   ArenaOwner owner_;
@@ -44,7 +37,7 @@ TEST_F(ArenaLinkTest, OfferedBlocksAreTakenWhereTheyLie) {
   owner_.Offer("r", 1, 100);
   auto taken = client_->TryTake(owner_.peer(), "r", TestKeys(1, 100));
   ASSERT_TRUE(taken.has_value());
-  ExpectHolds(taken->blocks, 1);
+  ExpectHolds(taken->blocks, 1, 100);
   EXPECT_FALSE(client_->TryTake(owner_.peer(), "r", TestKeys(1, 101)).has_value()) << "one is not on offer";
   EXPECT_FALSE(client_->TryTake(owner_.peer(), "s", TestKeys(1, 1)).has_value());
 }
@@ -60,11 +53,12 @@ TEST_F(ArenaLinkTest, WhatIsTakenOutlivesItsOfferAndGoesWithItsLastLease) {
   EXPECT_EQ(owner_.offers->size(), 0u);
   EXPECT_EQ(owner_.server->held_blocks(), 10u);
   first.reset();
-  BlockLease last = second->blocks[5].Clone();
+  BlockRun last = std::move(second->blocks);
   second.reset();
+  last.Shorten(1);
   EXPECT_EQ(owner_.server->held_blocks(), 10u);
-  EXPECT_TRUE(Holds(last.data(), 10));
-  last = BlockLease();
+  ExpectHolds(last, 5, 1);
+  last = BlockRun();
   EXPECT_TRUE(EventuallyTrue([&] { return owner_.Idle(); }));
 }
 
@@ -88,20 +82,26 @@ TEST_F(ArenaLinkTest, AnOfferThatRanOutIsHeldForWhoTookIt) {
   auto others = owner_.pool->Reserve(owner_.pool->stats().slots - 3);
   ASSERT_TRUE(others.ok()) << others.status();
   for (BlockLease& slot : *others) std::memset(slot.data().data(), 0xee, slot.data().size());
-  ExpectHolds(taken->blocks, 1);
+  ExpectHolds(taken->blocks, 1, 3);
 }
 
 TEST_F(ArenaLinkTest, PublishedBlocksAreGrantedOnRequest) {
   owner_.Publish(1, 20);
-  auto taken = TakeNow(*client_, owner_.peer(), "r", 1, 25);
+  auto taken = TakeNow(*client_, owner_.peer(), "r", 1, 20);
   ASSERT_TRUE(taken.status.ok()) << taken.status;
-  for (size_t i = 20; i < 25; ++i) EXPECT_TRUE(taken.blocks[i].empty()) << "the peer does not have it";
-  taken.blocks.resize(20);
-  ExpectHolds(taken.blocks, 1);
+  ExpectHolds(taken.blocks, 1, 20);
   EXPECT_EQ(owner_.leases(LeaseKind::kPeer), 20u);
   // Not to be evicted meanwhile.
   EXPECT_FALSE(owner_.pool->Reserve(owner_.pool->stats().slots - 19).ok());
-  taken.blocks.clear();
+  taken.blocks = BlockRun();
+  EXPECT_TRUE(EventuallyTrue([&] { return owner_.Idle(); }));
+}
+
+TEST_F(ArenaLinkTest, WhereThePeerHasNotAllNothingIsHeldOfIt) {
+  owner_.Publish(1, 20);
+  auto taken = TakeNow(*client_, owner_.peer(), "r", 1, 25);
+  ASSERT_TRUE(taken.status.ok()) << taken.status;
+  EXPECT_TRUE(taken.blocks.empty());
   EXPECT_TRUE(EventuallyTrue([&] { return owner_.Idle(); }));
 }
 
@@ -129,7 +129,7 @@ TEST_F(ArenaLinkTest, AGrowingOfferIsWaitedForUntilItIsComplete) {
   std::unique_lock lock(mu);
   ASSERT_TRUE(cv.wait_for(lock, std::chrono::seconds(10), [&] { return got.has_value(); }));
   ASSERT_TRUE(got->status.ok()) << got->status;
-  ExpectHolds(got->blocks, 1);
+  ExpectHolds(got->blocks, 1, 2);
 }
 
 TEST_F(ArenaLinkTest, ARevokedOfferIsAnsweredAsAbsent) {
@@ -141,7 +141,7 @@ TEST_F(ArenaLinkTest, ARevokedOfferIsAnsweredAsAbsent) {
   auto taken = TakeNow(*client_, owner_.peer(), "r", 1, 1);
   revoke.join();
   ASSERT_TRUE(taken.status.ok()) << taken.status;
-  EXPECT_TRUE(taken.blocks[0].empty());
+  EXPECT_TRUE(taken.blocks.empty());
 }
 
 TEST_F(ArenaLinkTest, AnAbortDuringTheHandoverReachesTheTransport) {
@@ -184,7 +184,7 @@ TEST_F(ArenaLinkTest, ATakeEndsAtItsDeadlineAndWhenItIsCancelled) {
   owner_.Offer("r", 1, 1, /*layers=*/1);
   EXPECT_TRUE(
       absl::IsDeadlineExceeded(TakeNow(*client_, owner_.peer(), "r", 1, 1, absl::Milliseconds(30)).status) ||
-      TakeNow(*client_, owner_.peer(), "r", 1, 1, absl::Milliseconds(30)).blocks[0].empty());
+      TakeNow(*client_, owner_.peer(), "r", 1, 1, absl::Milliseconds(30)).blocks.empty());
   std::thread cancel([&] {
     EXPECT_TRUE(EventuallyTrue([&] { return client_->active() == 1; }));
     client_->Cancel("r", 1);
@@ -323,10 +323,10 @@ TEST_F(ArenaLinkTest, TheOwnersEndLeavesReadersWithWhatTheyRead) {
   owner->server.reset();
   EXPECT_EQ(owner->pool->stats().quarantined, 4u) << "never to be written again";
   owner.reset();
-  ExpectHolds(taken->blocks, 1);
-  ExpectHolds(granted.blocks, 900);
+  ExpectHolds(taken->blocks, 1, 3);
+  ExpectHolds(granted.blocks, 900, 1);
   client_.reset();
-  ExpectHolds(taken->blocks, 1);
+  ExpectHolds(taken->blocks, 1, 3);
 }
 
 TEST_F(ArenaLinkTest, ManyThreadsTakeAndLetGoWhileOffersComeAndGo) {
@@ -341,7 +341,7 @@ TEST_F(ArenaLinkTest, ManyThreadsTakeAndLetGoWhileOffersComeAndGo) {
         const uint64_t first = rng.Below(4) * 100;
         auto taken = client_->TryTake(owner_.peer(), request, TestKeys(first, 3));
         if (!taken) continue;
-        for (size_t k = 0; k < 3; ++k) read += Holds(taken->blocks[k].data(), first + k) ? 1 : 1'000'000;
+        for (size_t k = 0; k < 3; ++k) read += Holds(taken->blocks.data(k), first + k) ? 1 : 1'000'000;
         if (rng.Below(3) == 0) client_->Done(owner_.peer(), request);
       }
     });
@@ -425,14 +425,9 @@ TEST_F(ArenaFetchTest, InPlaceBlocksStayWhereTheyAreAndTheTailIsCopied) {
   ASSERT_TRUE(got.status.ok()) << got.status;
   EXPECT_EQ(got.transport, "arena");
   EXPECT_EQ(got.bytes, 5 * kArenaLayout.block_bytes());
-  for (size_t i = 0; i < 4; ++i) {
-    EXPECT_TRUE(got.filled[i]);
-    EXPECT_FALSE(got.slots[i].writable());
-    EXPECT_TRUE(Holds(got.slots[i].data(), 1 + i));
-  }
-  EXPECT_TRUE(EventuallyTrue([&] { return a.pool->stats().leased == 1; }))
-      << "the slots kept for the others are free again";
-  ASSERT_TRUE(got.slots[4].writable());
+  EXPECT_EQ(got.filled, std::vector<bool>(5, true));
+  ExpectHolds(got.in_place, 1, 4);
+  EXPECT_EQ(CheckFetchSlots(got.slots, *a.pool), absl::OkStatus()) << "the spec's come back";
   std::vector<std::byte> whole(kArenaLayout.block_bytes());
   Fill(whole, 5);
   for (uint32_t layer = 0; layer < kArenaLayout.layers; ++layer) {
@@ -444,7 +439,7 @@ TEST_F(ArenaFetchTest, InPlaceBlocksStayWhereTheyAreAndTheTailIsCopied) {
     }
   }
   a.node->SendRelease(b.peer(), "r");
-  got.slots.clear();
+  got.in_place = BlockRun();
   EXPECT_TRUE(EventuallyTrue([&] { return b.pool->stats().leased == 0; }));
 }
 
@@ -458,7 +453,7 @@ TEST_F(ArenaFetchTest, WithoutInPlaceBlocksAreCopiedAndLetGoAtOnce) {
     ASSERT_TRUE(got.status.ok()) << got.status;
     EXPECT_EQ(got.transport, "arena");
     for (size_t i = 0; i < 5; ++i) {
-      EXPECT_TRUE(got.slots[i].writable());
+      EXPECT_TRUE(got.in_place.empty());
       EXPECT_TRUE(Holds(got.slots[i].data(), 1 + i));
     }
     b.node->ReleaseOffers(part == 0 ? "none" : "r");
@@ -477,7 +472,7 @@ TEST_F(ArenaFetchTest, AnOwnerShortOfRoomGetsItsSlotsBack) {
   FetchResult got = a.Fetch(std::move(spec));
   ASSERT_TRUE(got.status.ok()) << got.status;
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_TRUE(got.slots[i].writable());
+    EXPECT_TRUE(got.in_place.empty());
     EXPECT_TRUE(Holds(got.slots[i].data(), 1 + i));
   }
   b.node->ReleaseOffers("r");
@@ -495,7 +490,7 @@ TEST_F(ArenaFetchTest, WhereEitherDoesNotShareTheTransportIsUsed) {
     ASSERT_TRUE(got.status.ok()) << got.status;
     EXPECT_EQ(got.transport, a.node->transport_name());
     for (size_t i = 0; i < 2; ++i) {
-      EXPECT_TRUE(got.slots[i].writable());
+      EXPECT_TRUE(got.in_place.empty());
       EXPECT_TRUE(Holds(got.slots[i].data(), 1 + i));
     }
   }
@@ -545,10 +540,11 @@ TEST_F(ArenaFetchTest, RequestsAbortedAtAnyMomentLeakNothing) {
     ASSERT_EQ(o.ended->load(), 1);
     for (size_t k = 0; k < o.result->slots.size(); ++k) {
       if (!o.result->filled[k]) continue;
-      wrong += !Holds(o.result->slots[k].data(), o.first + k);
-      in_place += !o.result->slots[k].writable();
+      const bool there = k < o.result->in_place.size();
+      wrong += !Holds(there ? o.result->in_place.data(k) : o.result->slots[k].data(), o.first + k);
+      in_place += there;
     }
-    if (rng.Below(2) == 0) o.result->slots.clear();
+    if (rng.Below(2) == 0) o.result->in_place = BlockRun();
     if (rng.Below(4) > 0) a.node->SendRelease(b.peer(), o.request);
     b.node->ReleaseOffers(o.request);
   };

@@ -16,22 +16,22 @@
 namespace tidepool {
 namespace {
 
-struct Block {
-  BlockLease lease;
-  uint64_t seed;
+struct Blocks {
+  BlockRun run;
+  uint64_t seed;  // of the first
 };
 
-size_t Good(const std::vector<Block>& held) {
-  return static_cast<size_t>(std::count_if(held.begin(), held.end(), [](const Block& b) {
-    return !b.lease.writable() && Holds(b.lease.data(), b.seed);
-  }));
+size_t Good(const Blocks& blocks) {
+  size_t good = 0;
+  for (size_t i = 0; i < blocks.run.size(); ++i) good += Holds(blocks.run.data(i), blocks.seed + i);
+  return good;
 }
 
 void Read(const std::string& address) {
   MetricRegistry metrics;
   auto client = MakeArenaClient(&metrics);
   const ArenaClient::Peer peer{address, "boot"};
-  std::vector<Block> held;
+  std::vector<Blocks> held;
   std::string line;
   while (std::getline(std::cin, line)) {
     std::istringstream in(line);
@@ -42,18 +42,16 @@ void Read(const std::string& address) {
     if (what == "take") {
       std::optional<ArenaClient::Taken> taken = client->TryTake(peer, request, TestKeys(first, n));
       if (!taken) taken = TakeNow(*client, peer, request, first, n);
-      std::vector<Block> got;
-      for (size_t i = 0; i < taken->blocks.size(); ++i) {
-        if (!taken->blocks[i].empty()) got.push_back({std::move(taken->blocks[i]), first + i});
-      }
-      std::cout << "ok " << Good(got) << std::endl;
-      std::move(got.begin(), got.end(), std::back_inserter(held));
+      held.push_back({std::move(taken->blocks), first});
+      std::cout << "ok " << Good(held.back()) << std::endl;
     } else if (what == "wait") {
       client->Take(peer, request, 1, TestKeys(first, n), Clock::Real().Now() + absl::Seconds(60),
                    [](ArenaClient::Taken) {});
       std::cout << "ok 0" << std::endl;
     } else if (what == "check") {
-      std::cout << "ok " << Good(held) << std::endl;
+      size_t good = 0;
+      for (const Blocks& blocks : held) good += Good(blocks);
+      std::cout << "ok " << good << std::endl;
     } else if (what == "drop") {
       held.clear();
       std::cout << "ok 0" << std::endl;

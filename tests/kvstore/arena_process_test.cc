@@ -176,9 +176,6 @@ class OwnerDies : public testing::Test {
     ASSERT_EQ(owner_.Ask("publish x 1000 1"), 0);
     ASSERT_TRUE(TakeNow(*client_, peer_, "map", 1000, 1).status.ok());
   }
-  void ExpectReadable(const std::vector<BlockLease>& blocks, uint64_t first) {
-    for (size_t i = 0; i < blocks.size(); ++i) EXPECT_TRUE(Holds(blocks[i].data(), first + i)) << i;
-  }
 
   Peer owner_{std::vector<std::string>{"owner"}};
   ArenaClient::Peer peer_;
@@ -193,8 +190,8 @@ TEST_F(OwnerDies, WhileItsBlocksAreRead) {
   ASSERT_TRUE(taken.has_value() && granted.status.ok());
   owner_.Kill();
   EXPECT_TRUE(EventuallyTrue([&] { return client_->peers() == 0; }));
-  ExpectReadable(taken->blocks, 1);
-  ExpectReadable(granted.blocks, 1000);
+  ExpectHolds(taken->blocks, 1, 50);
+  ExpectHolds(granted.blocks, 1000, 1);
   EXPECT_FALSE(client_->TryTake(peer_, "r", TestKeys(1, 50)).has_value());
   EXPECT_FALSE(client_->Reaches(peer_)) << "the transport is told of it next";
   EXPECT_FALSE(client_->Done(peer_, "r"));
@@ -226,11 +223,11 @@ TEST_F(OwnerDies, OnlyStoppedItIsWaitedForUntilTheDeadline) {
 // More is let go of than the connection has room for, and nothing happens here after that.
 TEST_F(OwnerDies, OnlyStoppedItHearsLaterOfAllThatWasLetGo) {
   constexpr size_t kGrants = 1000;
-  std::vector<BlockLease> held;
+  std::vector<BlockRun> held;
   for (size_t i = 0; i < kGrants; ++i) {
     auto taken = TakeNow(*client_, peer_, "s", 1000, 1);
-    ASSERT_TRUE(taken.status.ok() && taken.blocks.size() == 1 && !taken.blocks[0].empty()) << i;
-    held.push_back(std::move(taken.blocks[0]));
+    ASSERT_TRUE(taken.status.ok() && taken.blocks.size() == 1) << i;
+    held.push_back(std::move(taken.blocks));
   }
   ASSERT_EQ(owner_.Ask("held"), static_cast<int>(kGrants));
   owner_.Stop();

@@ -73,6 +73,12 @@ struct ArenaOwner {
   std::unique_ptr<ArenaServer> server;
 };
 
+// Blocks first, first + 1, ... as ArenaOwner fills them.
+inline void ExpectHolds(const BlockRun& blocks, uint64_t first, size_t n) {
+  ASSERT_EQ(blocks.size(), n);
+  for (size_t i = 0; i < n; ++i) EXPECT_TRUE(Holds(blocks.data(i), first + i)) << i;
+}
+
 inline std::vector<BlockKey> TestKeys(uint64_t first, size_t n) {
   std::vector<BlockKey> keys;
   for (size_t i = 0; i < n; ++i) keys.push_back(TestKey(first + i));

@@ -450,6 +450,109 @@ TEST_F(BlockPoolKeepTest, RunningRequestMayExceedTheQuotaButLeavesNothingBeyondI
   EXPECT_EQ(Keys(*pool, {.tenant = "free"}).size(), 6u) << "no quota by default";
 }
 
+TEST_F(BlockPoolKeepTest, QuotasOfARunningPoolHoldAtOnceForWhatIsThere) {
+  for (const std::string policy : {"turn-aware", "lru", "auto"}) {
+    SCOPED_TRACE(policy);
+    auto pool = Make({.slots = 12, .policy = policy});
+    EventReader reader(pool->events());
+    const size_t block = layout_.block_bytes();
+    Request(*pool, Chain(1, 5), "a");
+    Request(*pool, Chain(11, 5), "b");
+    // The first quotas that there are.
+    pool->SetTenantQuotas(0, {{"a", 2 * block}});
+    EXPECT_EQ(pool->MatchPrefix(Chain(1, 5)), 2u) << "its chain's head";
+    EXPECT_EQ(pool->MatchPrefix(Chain(11, 5)), 5u);
+    EXPECT_EQ(reader.State(), Keys(*pool));
+    Request(*pool, Chain(21, 3), "a");
+    EXPECT_LE(Keys(*pool, {.tenant = "a"}).size(), 2u);
+    // Others, of all and of one.
+    pool->SetTenantQuotas(3 * block, {{"a", 0}});
+    EXPECT_EQ(Keys(*pool, {.tenant = "b"}).size(), 3u);
+    Request(*pool, Chain(31, 4), "a");
+    EXPECT_GE(Keys(*pool, {.tenant = "a"}).size(), 4u);
+    Request(*pool, Chain(41, 4), "new");
+    EXPECT_EQ(Keys(*pool, {.tenant = "new"}).size(), 3u) << "also whom the pool did not know before";
+    // Less than a block is one, and none is none.
+    pool->SetTenantQuotas(1, {{"a", 0}});
+    for (const auto& usage : pool->tenants()) EXPECT_EQ(usage.quota, usage.tenant == "a" ? 0u : block);
+    pool->SetTenantQuotas(0, {});
+    Request(*pool, Chain(51, 6), "new");
+    EXPECT_GE(Keys(*pool, {.tenant = "new"}).size(), 6u);
+    for (const auto& usage : pool->tenants()) EXPECT_EQ(usage.quota, 0u);
+  }
+}
+
+TEST_F(BlockPoolKeepTest, WhatIsLeasedWhenAQuotaComesGoesWhenItIsReleased) {
+  auto pool = Make({.slots = 10});
+  Request(*pool, Chain(1, 6), "a");
+  std::vector<BlockLease> leases = pool->LeasePrefix(Chain(1, 6), {.tenant = "a"});
+  ASSERT_EQ(leases.size(), 6u);
+  pool->SetTenantQuotas(2 * layout_.block_bytes(), {});
+  EXPECT_EQ(pool->MatchPrefix(Chain(1, 6)), 6u);
+  BlockLease::DropAll(std::move(leases));
+  EXPECT_EQ(pool->MatchPrefix(Chain(1, 6)), 2u);
+}
+
+// --- requests that were swapped out
+
+TEST_F(BlockPoolKeepTest, WhatIsSwappedOutIsEvictedAfterAllThatIsNot) {
+  auto pool = Make(10);
+  Request(*pool, Chain(1, 4));
+  auto leases = pool->LeasePrefix(Chain(1, 4));
+  SwappedBlocks away = pool->SwapOut(std::move(leases));
+  EXPECT_FALSE(away.empty());
+  EXPECT_EQ(pool->stats().leased, 0u) << "no slot is kept for it";
+  EXPECT_EQ(pool->stats().leases[static_cast<size_t>(LeaseKind::kSwapped)], 4u);
+  Request(*pool, Chain(10, 6));  // used later
+  { EXPECT_TRUE(pool->Reserve(6).ok()); }
+  EXPECT_EQ(pool->MatchPrefix(Chain(1, 4)), 4u);
+  EXPECT_EQ(pool->MatchPrefix(Chain(10, 6)), 0u);
+  { EXPECT_TRUE(pool->Reserve(9).ok()) << "it goes where nothing else is left"; }
+  EXPECT_EQ(pool->MatchPrefix(Chain(1, 4)), 1u) << "from its end";
+  away.Drop();
+  EXPECT_TRUE(away.empty());
+  EXPECT_EQ(pool->stats().leases[static_cast<size_t>(LeaseKind::kSwapped)], 0u);
+  EXPECT_EQ(pool->stats().soft_pinned, 0u);
+}
+
+TEST_F(BlockPoolKeepTest, WhatWasSwappedInAgainIsAnOrdinaryEntry) {
+  auto pool = Make(8);
+  Request(*pool, Chain(1, 4));
+  // By name, which is no further turn: turn-aware would keep it for that.
+  SwappedBlocks away = pool->SwapOut(pool->LeaseMany(Chain(1, 4), LeaseKind::kSequence));
+  auto back = pool->LeaseMany(Chain(1, 4), LeaseKind::kSequence);
+  away = {};
+  EXPECT_EQ(pool->stats().leased, 4u);
+  BlockLease::DropAll(std::move(back));
+  Request(*pool, Chain(10, 4));
+  { EXPECT_TRUE(pool->Reserve(4).ok()); }
+  EXPECT_EQ(pool->MatchPrefix(Chain(10, 4)), 4u) << "the older went first";
+}
+
+TEST_F(BlockPoolKeepTest, OnlyPublishedBlocksOfThisPoolAreSwappedOut) {
+  auto pool = Make(8), other = Make(2);
+  std::vector<BlockLease> leases = *pool->Reserve(2);
+  leases.emplace_back();
+  auto foreign = *other->Reserve(1);
+  leases.push_back(std::move(foreign[0]));
+  const SwappedBlocks away = pool->SwapOut(std::move(leases));
+  EXPECT_TRUE(away.empty());
+  EXPECT_EQ(pool->stats().free, 8u);
+  EXPECT_EQ(other->stats().free, 2u);
+}
+
+TEST_F(BlockPoolKeepTest, ClearForgetsWhatIsSwappedOutToo) {
+  auto pool = Make(8);
+  Request(*pool, Chain(1, 4));
+  SwappedBlocks away = pool->SwapOut(pool->LeasePrefix(Chain(1, 4)));
+  EXPECT_EQ(pool->Clear({}).blocks, 4u);
+  EXPECT_EQ(pool->stats().free, 8u);
+  Request(*pool, Chain(20, 4));  // in the same slots
+  away.Drop();
+  EXPECT_EQ(pool->stats().leases[static_cast<size_t>(LeaseKind::kSwapped)], 0u);
+  EXPECT_EQ(pool->MatchPrefix(Chain(20, 4)), 4u);
+}
+
 TEST_F(BlockPoolKeepTest, SlotThatPassesToAnotherTenantIsWiped) {
   auto pool = Make(1);
   const auto write = [&](const char* tenant) {
@@ -572,6 +675,9 @@ TEST_P(BlockPoolRandomTest, InvariantsHoldOverRandomOperations) {
       std::vector<BlockKey> keys = {Key(tree)};
       for (size_t i = rng.Below(5); i > 0; --i) keys.push_back(Key(tree + 10 * keys.size() + rng.Below(2)));
       const uint64_t tail = tree + (keys.size() > 1 ? 10 * (keys.size() - 1) : 0);
+      // Quotas come and go while everything else goes on.
+      if (rng.Chance(0.01))
+        pool->SetTenantQuotas(rng.Below(slots) * block, {{"t1", (3 + rng.Below(slots)) * block}});
       switch (rng.Below(9)) {
         case 0:
         case 1:
