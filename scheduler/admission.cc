@@ -51,13 +51,18 @@ std::optional<Rejection> JudgePlan(const ClusterView& view, const SchedulerOptio
                                    const PlaceRequest& request, const Plan& plan, absl::Time now) {
   const double ttft_slo = absl::ToDoubleSeconds(EffectiveTtftSlo(options, request));
   const double itl_slo = absl::ToDoubleSeconds(EffectiveItlSlo(options, request));
-  const double ttft = plan.ttft_seconds();
+  const double ttft = plan.judged_ttft_seconds;
+  const double itl = plan.decode.judged_itl_seconds;
   const bool early = options.admission == AdmissionPolicy::kEarly;
-  const double itl = early ? plan.decode.itl_now_seconds : plan.decode.itl_seconds;
-  Rejection r{.ttft_seconds = ttft, .itl_seconds = itl};
+  Rejection r{.ttft_seconds = plan.ttft_seconds(), .itl_seconds = early ? itl : plan.decode.itl_seconds};
   if (ttft > ttft_slo && options.admission != AdmissionPolicy::kNone) {
     r.kind = "ttft";
-    r.reason = Format("the first token would take %.2f s, more than the objective of %.2f s", ttft, ttft_slo);
+    r.reason =
+        Format(r.ttft_seconds > ttft_slo
+                   ? "the first token would take %.2f s, more than the objective of %.2f s"
+                   : "the first token would take %.2f s of the objective of %.2f s; what is left is kept "
+                     "for requests that need less",
+               r.ttft_seconds, ttft_slo);
     // A queue drains in real time. What the request needs by itself no waiting shortens.
     r.retry_after_seconds = RetryAfter(std::min(ttft - ttft_slo, plan.prefill.queue_seconds));
     if (plan.prefill.queue_seconds == 0) r.reason += " even on an idle worker";
@@ -65,8 +70,12 @@ std::optional<Rejection> JudgePlan(const ClusterView& view, const SchedulerOptio
   }
   if (itl > itl_slo && (early || options.admission == AdmissionPolicy::kPredicted)) {
     r.kind = "itl";
-    r.reason = Format("tokens would come %.1f ms apart, more than the objective of %.1f ms", itl * 1e3,
-                      itl_slo * 1e3);
+    r.reason =
+        Format(r.itl_seconds > itl_slo
+                   ? "tokens would come %.1f ms apart, more than the objective of %.1f ms"
+                   : "tokens would come %.1f ms apart, the objective is %.1f ms; what is left is kept for "
+                     "requests that need less",
+               r.itl_seconds * 1e3, itl_slo * 1e3);
     r.retry_after_seconds = RetryAfter(SecondsToNextEnd(view, plan.decode.worker, now));
     return r;
   }

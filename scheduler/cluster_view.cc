@@ -1,6 +1,7 @@
 #include "scheduler/cluster_view.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -13,6 +14,10 @@ namespace {
 // Before the first request ended: a 256-token answer at 20 ms a token.
 constexpr double kDecodeSecondsPrior = 5;
 constexpr double kDecodeSecondsGain = 0.05;
+// How far back a worker's share of time for prefills goes.
+constexpr double kPrefillShareSeconds = 5;
+// Prefills leave decodes a part of their worker's time, whatever was measured.
+constexpr double kPrefillShareMax = 0.9;
 constexpr size_t kReplacedBootsKept = 8;
 constexpr size_t kIdBytesMax = 256;
 
@@ -26,6 +31,19 @@ double TypicalPrefill(const Worker& w, const SchedulerOptions& options) {
   return seconds;
 }
 
+// Before `reported_at` moves on. Where nothing decodes, nobody asks.
+void NotePrefills(Worker& w, const std::vector<PrefillSample>& prefills, absl::Time now) {
+  if (w.role != Role::kBoth) {
+    w.prefill_share = 0;
+    return;
+  }
+  double seconds = 0;
+  for (const PrefillSample& s : prefills) seconds += s.seconds;
+  const double since = std::max(0.0, absl::ToDoubleSeconds(now - w.reported_at));
+  w.prefill_share = std::min(kPrefillShareMax, w.prefill_share * std::exp(-since / kPrefillShareSeconds) +
+                                                   seconds / kPrefillShareSeconds);
+}
+
 // A decode step with what is there, a share of what is on its way, and one more.
 double TypicalStep(const Worker& w, uint64_t quarters) {
   const uint64_t batch = uint64_t{w.load.running} + w.load.waiting;
@@ -33,7 +51,8 @@ double TypicalStep(const Worker& w, uint64_t quarters) {
   const uint64_t coming = std::max<uint64_t>(batch, w.decoding.size()) - batch;
   const uint64_t coming_context = std::max(context, w.decoding_tokens) - context;
   return w.latency.DecodeStepSeconds(batch + 1 + coming * quarters / 4,
-                                     context + ClusterView::kTypicalTokens + coming_context * quarters / 4);
+                                     context + ClusterView::kTypicalTokens + coming_context * quarters / 4) /
+         (1 - w.prefill_share);
 }
 
 std::string Difference(std::string_view what, const std::string& theirs, const std::string& ours) {
@@ -105,14 +124,17 @@ absl::Status ClusterView::CheckReport(const WorkerReport& r) const {
 
 absl::Status ClusterView::CheckModel(const WorkerReport& r) const {
   // With no live worker there is no cluster to differ from: the first to come says what is served. A store
-  // serves nothing: it does not keep the workers of another model out.
+  // serves nothing: it is held to the workers' model, or, before any has come, to that of the other stores,
+  // and keeps no worker of another model out.
+  const bool store = r.role == Role::kStore;
   const bool alone = std::none_of(workers_.begin(), workers_.end(), [&](const auto& w) {
     return w && w->state != WorkerState::kLost && w->address.worker_id != r.address.worker_id &&
-           (w->role != Role::kStore || r.role == Role::kStore);
+           (w->role == Role::kStore) == (store && !model_);
   });
-  if (!model_ || alone) return absl::OkStatus();
+  const std::optional<ModelIdentity>& cluster = store && !model_ ? store_model_ : model_;
+  if (!cluster || (alone && !(store && model_))) return absl::OkStatus();
   std::string what;
-  const ModelIdentity &theirs = r.model, &ours = *model_;
+  const ModelIdentity &theirs = r.model, &ours = *cluster;
   if (theirs.fingerprint != ours.fingerprint)
     what += Difference("model fingerprint", theirs.fingerprint + " (" + theirs.name + ")",
                        ours.fingerprint + " (" + ours.name + ")");
@@ -146,6 +168,7 @@ absl::StatusOr<WorkerIndex> ClusterView::Register(const WorkerReport& r) {
     Lose(it->second);
     w.seq = 0;
     w.load = {};
+    w.prefill_share = 0;
     return it->second;
   }
   if (index_of_.size() >= options_.max_workers)
@@ -203,7 +226,7 @@ ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
     }
     i = *registered;
     out.registered = true;
-    model_ = r.model;
+    (r.role == Role::kStore ? store_model_ : model_) = r.model;
   } else {
     i = known->second;
   }
@@ -226,8 +249,11 @@ ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
     w.address = std::move(r.address);
   }
   w.role = r.role;
+  w.next_role = r.next_role;
   w.state = r.draining ? WorkerState::kDraining : WorkerState::kReady;
   w.seq = r.seq;
+  // Not those that it measured to know its speed when it started.
+  if (!out.registered) NotePrefills(w, r.prefills, now);
   w.reported_at = now;
   w.load = r.load;
   w.load.slots_free = std::min(w.load.slots_free, w.load.slots_total);
@@ -246,7 +272,13 @@ ReportResult ClusterView::Report(WorkerReport r, absl::Time now) {
     if ((b.prefill != i && b.decode != i) || b.decode_began_at) continue;
     b.decode_began_at = now;
     LeavePrefill(slot);
+    LeaveReported(slot);
     LeaveHolder(slot);
+  }
+  for (const std::string& id : r.ended) {
+    const auto it = booking_of_.find(id);
+    if (it == booking_of_.end() || bookings_[it->second].booking.decode != i) continue;
+    ending_.push_back({it->second, bookings_[it->second].serial, now});
   }
   Settle(i);
   Rank(i);
@@ -271,6 +303,14 @@ std::vector<std::string> ClusterView::Tick(absl::Time now) {
   while (oldest_ != kNone && now - bookings_[oldest_].booking.placed_at > options_.booking_expiry) {
     ended_.push_back(bookings_[oldest_].booking);
     EraseBooking(oldest_);
+  }
+  while (!ending_.empty() && now - ending_.front().at > options_.ended_expiry) {
+    const Ending e = ending_.front();
+    ending_.pop_front();
+    // Mostly its gateway has said Finish, and the slot is another's by now.
+    if (bookings_[e.slot].serial != e.serial) continue;
+    ended_.push_back(bookings_[e.slot].booking);
+    EraseBooking(e.slot);
   }
   return lost;
 }
@@ -346,6 +386,7 @@ void ClusterView::Book(Booking booking) {
       ++prefill.demand.requests;
     }
   }
+  if (!slot.in_prefill) EnterReported(slot);
   slot.in_holder = b.holder.has_value();
   if (slot.in_holder) ++workers_[*b.holder]->demand.outgoing_fetches;
   const auto wait_for_report = [&](Worker& w) {
@@ -373,6 +414,22 @@ void ClusterView::LeavePrefill(Slot& slot) {
   Rank(b.prefill);
 }
 
+void ClusterView::EnterReported(Slot& slot) {
+  if (std::exchange(slot.in_reported, true)) return;
+  const Booking& b = slot.booking;
+  Demand& demand = workers_[b.prefill]->demand;
+  demand.reported_ns += absl::ToInt64Nanoseconds(absl::Seconds(b.prefill_seconds));
+  demand.reported_tokens += b.uncached_tokens;
+}
+
+void ClusterView::LeaveReported(Slot& slot) {
+  if (!std::exchange(slot.in_reported, false)) return;
+  const Booking& b = slot.booking;
+  Demand& demand = workers_[b.prefill]->demand;
+  demand.reported_ns -= absl::ToInt64Nanoseconds(absl::Seconds(b.prefill_seconds));
+  demand.reported_tokens -= b.uncached_tokens;
+}
+
 void ClusterView::LeaveDecode(Slot& slot) {
   if (!std::exchange(slot.in_decode, false)) return;
   Demand& demand = workers_[slot.booking.decode]->demand;
@@ -391,7 +448,10 @@ void ClusterView::Settle(WorkerIndex worker) {
     Slot& slot = bookings_[at];
     if (slot.serial == serial) {
       if (slot.booking.placed_at + options_.settle > w.reported_at) return;
-      if (slot.booking.prefill == worker) LeavePrefill(slot);
+      if (slot.booking.prefill == worker && slot.in_prefill) {
+        LeavePrefill(slot);
+        EnterReported(slot);
+      }
       if (slot.booking.decode == worker) LeaveDecode(slot);
     }
     w.unreported.pop_front();
@@ -418,6 +478,7 @@ std::optional<Booking> ClusterView::Finish(const std::string& request_id, absl::
 void ClusterView::EraseBooking(BookingSlot at) {
   Slot& slot = bookings_[at];
   LeavePrefill(slot);
+  LeaveReported(slot);
   LeaveDecode(slot);
   LeaveHolder(slot);
   const WorkerIndex decode = slot.booking.decode;
@@ -435,9 +496,27 @@ void ClusterView::EraseBooking(BookingSlot at) {
   Rank(decode);
 }
 
+double ClusterView::ReportedQueueSeconds(const Worker& w) const {
+  const uint64_t tokens = w.load.queued_prefill_tokens;
+  double seconds = 0;
+  if (tokens > 0 && w.demand.reported_tokens > 0) {
+    // What a token of these very prompts costs. (Equal shares of the tokens would forget that attention grows
+    // with the square of a prompt: a tenth of a long queue.)
+    seconds = static_cast<double>(tokens) * 1e-9 * static_cast<double>(w.demand.reported_ns) /
+              static_cast<double>(w.demand.reported_tokens);
+  } else {
+    seconds = w.latency.QueueSeconds(tokens, w.load.waiting);
+  }
+  // The tokens of the step at hand are not queued any more: half of one is left on average, and half of that
+  // where it was the last.
+  if (!CanDecode(w.role) && w.load.running > 0)
+    seconds += w.latency.PrefillSeconds(options_.chunk_tokens, 0) / (tokens > 0 ? 2 : 4);
+  return seconds;
+}
+
 double ClusterView::QueueSeconds(const Worker& w, absl::Time now) const {
   // The reported queue has been worked on since it was reported.
-  const double reported = w.latency.QueueSeconds(w.load.queued_prefill_tokens, w.load.waiting);
+  const double reported = ReportedQueueSeconds(w);
   const double since = absl::ToDoubleSeconds(now - w.reported_at);
   return std::max(0.0, reported - std::max(0.0, since)) + static_cast<double>(w.demand.prefill_ns) * 1e-9;
 }
@@ -452,8 +531,7 @@ void ClusterView::Rank(WorkerIndex i) {
   const uint64_t load = w.requests();
   const double used = -static_cast<double>(order.free);
   if (w.ready() && CanPrefill(w.role)) {
-    order.begins = absl::ToDoubleSeconds(w.reported_at - absl::UnixEpoch()) +
-                   w.latency.QueueSeconds(w.load.queued_prefill_tokens, w.load.waiting);
+    order.begins = absl::ToDoubleSeconds(w.reported_at - absl::UnixEpoch()) + ReportedQueueSeconds(w);
     order.then = static_cast<double>(w.demand.prefill_ns) * 1e-9 + TypicalPrefill(w, options_);
     const bool queued = w.load.queued_prefill_tokens > 0 || w.demand.prefill_ns > 0;
     (queued ? busy : idle) = {queued ? order.begins + order.then : order.then, load, w.name};
@@ -482,6 +560,7 @@ std::vector<WorkerView> ClusterView::Workers(absl::Time now) const {
     const Worker& w = *workers_[i];
     out.push_back({.address = w.address,
                    .role = w.role,
+                   .next_role = w.state == WorkerState::kLost ? std::nullopt : w.next_role,
                    .state = w.state,
                    .load = w.load,
                    .tiers = w.tiers,

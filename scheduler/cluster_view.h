@@ -29,6 +29,10 @@ using BookingSlot = uint32_t;
 // in whatever order they were made.
 struct Demand {
   int64_t prefill_ns = 0;
+  // Of the prefills that it shows already, until they have ended: what they were predicted to take to
+  // compute, and their tokens.
+  int64_t reported_ns = 0;
+  uint64_t reported_tokens = 0;
   uint64_t prefill_tokens = 0;
   uint64_t blocks = 0;
   uint64_t requests = 0;
@@ -39,6 +43,7 @@ struct Demand {
 struct Worker {
   WorkerAddress address;
   Role role = Role::kBoth;
+  std::optional<Role> next_role;  // it drains, and has this role then
   WorkerState state = WorkerState::kReady;
   uint64_t seq = 0;
   absl::Time reported_at;
@@ -48,6 +53,9 @@ struct Worker {
   LatencyModel latency;
   std::vector<std::string> replaced_boots;  // of this id, the last few
   uint64_t name = 0;                        // orders workers as their ids do
+
+  // Of its time, what prefills took lately (decayed).
+  double prefill_share = 0;
 
   Demand demand;
   std::vector<BookingSlot> decoding;  // bookings whose decode worker this is, in no order
@@ -68,13 +76,15 @@ struct Booking {
   std::string request_id;
   std::string tenant;
   std::string route;
+  SloClass slo_class = SloClass::kStandard;
+  int32_t priority = 0;
   absl::Duration slo_itl = absl::InfiniteDuration();
   WorkerIndex prefill = 0;  // == decode where it is prefilled locally
   WorkerIndex decode = 0;
   std::optional<WorkerIndex> holder;  // it fetches its prefix from
   absl::Time placed_at;
   absl::Time prefill_ends_at;  // predicted
-  double prefill_seconds = 0;  // fetch and compute, without the queue
+  double prefill_seconds = 0;  // predicted, of compute alone
   uint32_t prompt_tokens = 0;
   uint32_t uncached_tokens = 0;     // of the prompt
   uint32_t output_tokens = 0;       // expected,
@@ -94,10 +104,12 @@ struct Booking {
 class ClusterView {
  public:
   explicit ClusterView(const SchedulerOptions& options);
+  // See SchedulerCore::SetOptions.
+  void SetOptions(const SchedulerOptions& options) { options_ = options; }
 
   ReportResult Report(WorkerReport report, absl::Time now);
-  // Workers past their timeout become lost (their blocks and bookings go), bookings past theirs vanish.
-  // Returns the ids of the workers lost.
+  // Workers past their timeout become lost (their blocks and bookings go), bookings past theirs, or whose
+  // worker was through with them a while ago, vanish. Returns the ids of the workers lost.
   std::vector<std::string> Tick(absl::Time now);
 
   // Replaces a booking of the same request (a retry).
@@ -160,7 +172,7 @@ class ClusterView {
     Booking booking;
     uint64_t serial = 0;  // of the booking; 0: free
     // What of it is in the sums of its workers.
-    bool in_prefill = false, in_decode = false, in_holder = false;
+    bool in_prefill = false, in_reported = false, in_decode = false, in_holder = false;
     uint32_t at = 0;  // in its decode worker's `decoding`
     BookingSlot older = kNone, newer = kNone;
   };
@@ -180,22 +192,34 @@ class ClusterView {
   void Lose(WorkerIndex worker);
   void EraseBooking(BookingSlot slot);
   void LeavePrefill(Slot& slot);
+  void EnterReported(Slot& slot);
+  void LeaveReported(Slot& slot);
+  // Of what worker w's last report says to be queued.
+  double ReportedQueueSeconds(const Worker& w) const;
   void LeaveDecode(Slot& slot);
   void LeaveHolder(Slot& slot);
   void Settle(WorkerIndex worker);
   // Puts worker i where it belongs in the orders. After every change of it.
   void Rank(WorkerIndex i);
 
-  const SchedulerOptions options_;
+  SchedulerOptions options_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::map<std::string, WorkerIndex, std::less<>> index_of_;
   PrefixIndex prefixes_;
-  std::optional<ModelIdentity> model_;
+  std::optional<ModelIdentity> model_;        // the workers'
+  std::optional<ModelIdentity> store_model_;  // the stores', while no worker has named one
   std::deque<Slot> bookings_;
   std::vector<BookingSlot> free_;
   BookingSlot oldest_ = kNone, newest_ = kNone;
   absl::flat_hash_map<std::string, BookingSlot> booking_of_;
   std::vector<Booking> ended_;
+  // Bookings whose decode worker is through with them, the oldest first, with their serial and since when.
+  struct Ending {
+    BookingSlot slot;
+    uint64_t serial;
+    absl::Time at;
+  };
+  std::deque<Ending> ending_;
   uint64_t next_serial_ = 1;
   double decode_seconds_mean_;
   LatencyModel all_latency_;  // of fetches, fitted to all workers' samples

@@ -12,6 +12,9 @@ namespace tidepool {
 
 namespace {
 
+// What a typical request is like follows so many of the last ones.
+constexpr uint64_t kTypicalOf = 256;
+
 // Every decision says why: without the cost of a printf.
 void AppendFixed(std::string& to, double v, int digits) {
   char buf[64];
@@ -39,6 +42,12 @@ SchedulerCore::SchedulerCore(const SchedulerOptions& options, const ReplicationO
       policy_(options.seed),
       fair_(options.fair_quantum_tokens) {}
 
+void SchedulerCore::SetOptions(const SchedulerOptions& options, const ReplicationOptions& replication) {
+  options_ = options;
+  view_.SetOptions(options);
+  replication_.SetOptions(replication);
+}
+
 ReportResult SchedulerCore::Report(WorkerReport report, absl::Time now) {
   const std::string id = report.address.worker_id;
   ReportResult result = view_.Report(std::move(report), now);
@@ -56,6 +65,11 @@ bool SchedulerCore::AdmitDecode(const std::string& request_id, absl::Time now) {
   if (RequestRecord* record = Open(*b); record != nullptr) {
     record->outcome = "rejected_decode";
     record->rejection_kind = "itl";
+  }
+  if (b->slo_class != SloClass::kBatch) {  // see Count
+    const Worker& w = *view_.worker(b->decode);
+    counts_.refused_decode += uint64_t{w.load.running} + w.load.waiting > 0 || w.decoding.size() > 1 ? 1 : 0;
+    --counts_.placed;
   }
   view_.Finish(request_id, now);
   return false;
@@ -137,7 +151,7 @@ absl::Status SchedulerCore::CheckRequest(const PlaceRequest& r) const {
 }
 
 PlacementInput SchedulerCore::InputFor(const PlaceRequest& request) const {
-  PlacementInput input{.length = lengths_->Predict(request)};
+  PlacementInput input{.length = lengths_->Predict(request), .typical = typical_};
   if (options_.fairness == FairnessPolicy::kD2lpm) input.deficits = fair_.Of(request.tenant);
   return input;
 }
@@ -162,11 +176,78 @@ PlaceResult SchedulerCore::Decide(const PlaceRequest& request, const PlacementIn
   return out;
 }
 
+void SchedulerCore::Count(const PlaceResult& result, const Evaluation& evaluation,
+                          const PlaceRequest& request) {
+  if (!evaluation.best || !view_.model()) return;
+  // Batch work takes what is left: it asks for no more workers.
+  if (request.slo_class == SloClass::kBatch) return;
+  const std::string_view kind = result.rejection ? result.rejection->kind : "";
+  const PrefillOption& prefill = evaluation.best->prefill;
+  const Worker& decode = *view_.worker(evaluation.best->decode.worker);
+  // What an idle worker would refuse, too, more of them would refuse as well.
+  if (kind == "ttft" && prefill.queue_seconds <= 0) return;
+  if (kind == "itl" && decode.requests() == 0 && decode.decoding.empty()) return;
+  counts_.placed += kind.empty() ? 1 : 0;
+  counts_.refused_prefill += kind == "ttft" ? 1 : 0;
+  counts_.refused_decode += kind == "itl" || kind == "memory" ? 1 : 0;
+  const uint32_t cached = prefill.cached_blocks * view_.model()->layout.block_tokens;
+  // The others are prefilled where they decode, however many prefill workers there are.
+  if (view_.worker(prefill.worker)->role != Role::kBoth &&
+      request.prompt_tokens - std::min(request.prompt_tokens, cached) > options_.local_prefill_tokens)
+    (kind.empty() ? counts_.prefill_seconds : counts_.refused_prefill_seconds) += prefill.compute_seconds;
+}
+
+ElasticityLoad SchedulerCore::Elasticity(absl::Time now) const {
+  ElasticityLoad out;
+  out.decisions = counts_;
+  // Those that most requests have: of the standard class.
+  const auto seconds = [](absl::Duration slo) {
+    return slo == absl::InfiniteDuration() ? 0 : absl::ToDoubleSeconds(slo);
+  };
+  out.slo_ttft_seconds = seconds(EffectiveTtftSlo(options_, PlaceRequest{}));
+  out.slo_itl_seconds = seconds(EffectiveItlSlo(options_, PlaceRequest{}));
+  for (WorkerIndex i = 0; i < view_.size(); ++i) {
+    const Worker* w = view_.worker(i);
+    if (w == nullptr || w->state == WorkerState::kLost || w->role == Role::kStore) continue;
+    const WorkerLoad& load = w->load;
+    out.workers.push_back({.id = w->address.worker_id,
+                           .role = w->role,
+                           .next_role = w->next_role,
+                           .ready = w->ready(),
+                           .work = w->role == Role::kPrefill
+                                       ? load.queued_prefill_tokens + w->demand.prefill_tokens
+                                       : load.running_context_tokens + w->decoding_tokens});
+    if (!w->ready()) continue;
+    if (w->role == Role::kPrefill) out.prefill_queue_seconds += view_.QueueSeconds(*w, now);
+    if (w->role != Role::kDecode) continue;
+    out.decode_step_seconds +=
+        w->latency.DecodeStepSeconds(std::max(load.running, 1u), load.running_context_tokens);
+    out.decode_floor_seconds += w->latency.DecodeStepSeconds(1, 0);
+    // What waits for its prefill holds memory, too, but for as long as the prefill worker takes: more decode
+    // workers would change nothing. What waits for memory is as much more as it would take.
+    const uint64_t here = std::max<uint64_t>(w->decoding.size(), uint64_t{load.running} + load.waiting);
+    const double reserved = static_cast<double>(std::max<uint64_t>(here - load.waiting, 1));
+    const double used =
+        load.slots_total > 0 ? 1 - static_cast<double>(w->free_blocks()) / load.slots_total : 0;
+    const double decoding = std::min(1.0, load.running / reserved);
+    out.decode_memory += used * decoding * (1 + load.waiting / reserved);
+  }
+  std::sort(out.workers.begin(), out.workers.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
+  return out;
+}
+
 PlaceResult SchedulerCore::Place(const PlaceRequest& request, absl::Time now) {
   Evaluation evaluation;
   const PlacementInput input = InputFor(request);
   PlaceResult out = Decide(request, input, policy_, now, evaluation);
   if (!out.placement && !out.rejection) return out;
+  Count(out, evaluation, request);
+  if (evaluation.best && request.slo_class != SloClass::kBatch) {
+    typical_of_ = std::min(typical_of_ + 1, kTypicalOf);
+    const double gain = 1 / static_cast<double>(typical_of_);
+    typical_.prompt_tokens += gain * (request.prompt_tokens - typical_.prompt_tokens);
+    typical_.compute_seconds += gain * (evaluation.best->prefill.compute_seconds - typical_.compute_seconds);
+  }
   const uint64_t number = recorded_;
   RequestRecord& record = NewRecord();
   record.request_id = request.request_id;
@@ -201,13 +282,15 @@ PlaceResult SchedulerCore::Place(const PlaceRequest& request, absl::Time now) {
   view_.Book({.request_id = request.request_id,
               .tenant = request.tenant,
               .route = request.route,
+              .slo_class = request.slo_class,
+              .priority = request.priority,
               .slo_itl = EffectiveItlSlo(options_, request),
               .prefill = plan.prefill.worker,
               .decode = plan.decode.worker,
               .holder = plan.prefill.holder,
               .placed_at = now,
               .prefill_ends_at = now + absl::Seconds(plan.ttft_seconds()),
-              .prefill_seconds = plan.prefill.service_seconds(),
+              .prefill_seconds = plan.prefill.compute_seconds,
               .prompt_tokens = request.prompt_tokens,
               .uncached_tokens = request.prompt_tokens - cached,
               .output_tokens = tokens(input.length.mean),

@@ -9,6 +9,7 @@
 
 #include "absl/time/time.h"
 #include "scheduler/cluster_view.h"
+#include "scheduler/elasticity.h"
 #include "scheduler/options.h"
 #include "scheduler/placement.h"
 #include "scheduler/predict_len.h"
@@ -26,6 +27,10 @@ class SchedulerCore {
   // `lengths` null: LengthQuantiles. A simulator that knows the answers gives an oracle.
   explicit SchedulerCore(const SchedulerOptions& options, const ReplicationOptions& replication = {},
                          std::unique_ptr<LengthPredictor> lengths = nullptr);
+
+  // From now on; what is booked stays as it was judged. Of the options that the configuration gives (see
+  // SchedulerOptions and ReplicationOptions); the sizes of tables, seeds and the like stay as they were.
+  void SetOptions(const SchedulerOptions& options, const ReplicationOptions& replication);
 
   // A worker registered, or told what changed. See ReportResult.
   ReportResult Report(WorkerReport report, absl::Time now);
@@ -64,6 +69,9 @@ class SchedulerCore {
   // The latest decision for this request; nullopt: too long ago, or never.
   std::optional<RequestRecord> FindRequest(std::string_view request_id) const;
 
+  // What ElasticityCore weighs.
+  ElasticityLoad Elasticity(absl::Time now) const;
+
   std::vector<WorkerView> Workers(absl::Time now) const { return view_.Workers(now); }
   const std::optional<ModelIdentity>& model() const { return view_.model(); }
   size_t inflight() const { return view_.inflight(); }
@@ -79,20 +87,25 @@ class SchedulerCore {
   Placement Describe(const Plan& plan) const;
   std::vector<Candidate> Candidates(const Evaluation& evaluation, const PlaceRequest& request,
                                     absl::Time now) const;
+  // For Elasticity: a request that was placed, or refused for want of something.
+  void Count(const PlaceResult& result, const Evaluation& evaluation, const PlaceRequest& request);
   // The slot of the next record, emptied.
   RequestRecord& NewRecord();
   // Of a booking; null: it is forgotten.
   RequestRecord* Open(const Booking& booking);
   void RecordEnded();
 
-  const SchedulerOptions options_;
+  SchedulerOptions options_;
   ClusterView view_;
   ReplicationCore replication_;
   std::unique_ptr<LengthPredictor> lengths_;
   PolicyState policy_;
   FairShare fair_;
+  DecisionCounts counts_;
   std::vector<RequestRecord> records_;  // a ring
   uint64_t recorded_ = 0;
+  TypicalRequest typical_;
+  uint64_t typical_of_ = 0;  // requests
 };
 
 }  // namespace tidepool

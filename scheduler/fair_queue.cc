@@ -92,6 +92,7 @@ bool FairQueue::MayBegin(const Waiting& w) const {
 }
 
 bool FairQueue::Before(const Waiting& a, const Waiting& b) const {
+  if (a.item.preempted || b.item.preempted) return a.item.preempted && !b.item.preempted;
   switch (options_.order) {
     case Order::kFcfs:
       break;
@@ -126,7 +127,7 @@ const FairQueue::Item* FairQueue::Peek(absl::Time now) {
       if (!MayBegin(w)) continue;
       const Level here = LevelOf(w, now, aged);
       if (aged ? here.slo_class != level->slo_class : here != *level) continue;
-      if (options_.order == Order::kDlpm && w.tenant->deficit <= 0) {
+      if (options_.order == Order::kDlpm && w.tenant->deficit <= 0 && !w.item.preempted) {
         nearest = std::max(nearest, w.tenant->deficit / (options_.quantum * w.tenant->weight));
         continue;
       }

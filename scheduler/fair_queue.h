@@ -60,6 +60,7 @@ class FairQueue {
     int32_t priority = 0;
     uint32_t prompt_tokens = 0;
     uint32_t cached_tokens = 0;  // of those, now; never more
+    bool preempted = false;  // ran already: the first of its level, whoever's it is (kFcfs among themselves)
   };
 
   explicit FairQueue(const Options& options) : options_(options) {}

@@ -9,16 +9,23 @@
 namespace tidepool {
 
 // LeastSquares<N>: fits y = sum_i beta_i * x_i, beta >= 0, online, by exponentially decayed normal equations
-// with a ridge towards a prior. Errors count relatively (a sample weighs 1/(y * prediction)), so that a 2 ms
-// sample says as much as a 2 s one. All that is known stays bounded: N*(N+1) numbers.
-// Source: weighted recursive least squares with forgetting, e.g. Ljung, System Identification, 11.2.
+// with a ridge towards an anchor. Errors count relatively (a sample weighs 1/(y * prediction)), so that a 2
+// ms sample says as much as a 2 s one. All that is known stays bounded: N*(N+3) numbers.
+//
+// The anchor is the prior at first, as a whole as much slower or faster as the samples are, and follows the
+// fit at a distance. So it gives way where samples say something, however far the truth is from the prior;
+// what they do not tell apart (all of one length, say) keeps the proportions that it had; and what was learnt
+// of other work outlasts samples of one kind, long after those that it was learnt from have decayed.
+//
+// Sources: weighted recursive least squares with forgetting, e.g. Ljung, System Identification, 11.2; a ridge
+// whose centre follows is the proximal point method (Rockafellar, 1976), which ends at the unbiased fit.
 template <size_t N>
 class LeastSquares {
  public:
   using Vector = std::array<double, N>;
 
-  // `prior`: positive. How fast it gives way: about after `kPriorSamples` samples in its direction.
-  explicit LeastSquares(const Vector& prior) : prior_(prior), beta_(prior) {}
+  // `prior`: positive.
+  explicit LeastSquares(const Vector& prior) : prior_(prior), anchor_(prior), beta_(prior) {}
 
   double Predict(const Vector& x) const { return Dot(beta_, x); }
 
@@ -33,14 +40,15 @@ class LeastSquares {
     if (samples_ >= kWarm) y = std::min(std::max(y, predicted / kClamp), predicted * kClamp);
     ++samples_;
 
-    log_ratios_ = log_ratios_ * kDecay + std::log(y / Dot(prior_, x));
-    log_weight_ = log_weight_ * kDecay + 1;
     const double w = 1 / (y * predicted);
     for (size_t i = 0; i < N; ++i) {
       for (size_t j = 0; j < N; ++j) a_[i][j] = a_[i][j] * kDecay + w * x[i] * x[j];
       b_[i] = b_[i] * kDecay + w * x[i] * y;
     }
-    Solve();
+    const double scale = AnchorScale();
+    if (!(scale > 0) || !std::isfinite(scale)) return;
+    Solve(scale);
+    for (size_t i = 0; i < N; ++i) anchor_[i] += kAnchorGain * (beta_[i] / scale - anchor_[i]);
   }
 
   const Vector& beta() const { return beta_; }
@@ -50,7 +58,9 @@ class LeastSquares {
 
  private:
   static constexpr double kDecay = 0.98;  // the last 50 samples or so count
-  static constexpr double kPriorSamples = 0.1;
+  // What the anchor weighs, in samples, while a coefficient is all of a prediction.
+  static constexpr double kAnchorSamples = 0.01;
+  static constexpr double kAnchorGain = 0.02;
   static constexpr size_t kWarm = 8;
   static constexpr double kClamp = 4;
   static constexpr double kErrorGain = 0.05;
@@ -62,12 +72,22 @@ class LeastSquares {
     return sum;
   }
 
+  // The multiple of the anchor that fits best.
+  double AnchorScale() const {
+    double along = 0, square = 0;
+    for (size_t i = 0; i < N; ++i) {
+      along += anchor_[i] * b_[i];
+      for (size_t j = 0; j < N; ++j) square += anchor_[i] * a_[i][j] * anchor_[j];
+    }
+    return along / square;
+  }
+
   // A negative coefficient is noise (no cost falls as work grows): it is pinned to 0 and the rest solved
   // again, at most N times.
-  void Solve() {
+  void Solve(double scale) {
     std::array<bool, N> pinned{};
     for (size_t round = 0; round <= N; ++round) {
-      const Vector beta = SolveFree(pinned);
+      const Vector beta = SolveFree(pinned, scale);
       size_t worst = N;
       for (size_t i = 0; i < N; ++i) {
         if (!std::isfinite(beta[i])) return;  // keep the last good fit
@@ -82,19 +102,20 @@ class LeastSquares {
   }
 
   // Gaussian elimination with partial pivoting; pinned coefficients are 0.
-  Vector SolveFree(const std::array<bool, N>& pinned) const {
-    const double scale = std::exp(log_ratios_ / log_weight_);
+  Vector SolveFree(const std::array<bool, N>& pinned, double scale) const {
     std::array<std::array<double, N + 1>, N> m{};
     for (size_t i = 0; i < N; ++i) {
       if (pinned[i]) {
         m[i][i] = 1;
         continue;
       }
-      const double prior = prior_[i] * scale;
-      const double ridge = kPriorSamples / (prior * prior);
+      const double anchor = anchor_[i] * scale;
+      // One that is almost 0 holds nothing there: the prior is as much as a coefficient may always move.
+      const double size = std::max(anchor_[i], prior_[i]) * scale;
+      const double ridge = kAnchorSamples / (size * size);
       for (size_t j = 0; j < N; ++j) m[i][j] = pinned[j] ? 0 : a_[i][j];
       m[i][i] += ridge;
-      m[i][N] = b_[i] + ridge * prior;
+      m[i][N] = b_[i] + ridge * anchor;
     }
     for (size_t c = 0; c < N; ++c) {
       size_t pivot = c;
@@ -116,11 +137,10 @@ class LeastSquares {
   }
 
   Vector prior_;
+  Vector anchor_;
   Vector beta_;
   std::array<std::array<double, N>, N> a_{};
   Vector b_{};
-  double log_ratios_ = 0;
-  double log_weight_ = 0;
   size_t samples_ = 0;
   double error_ = 0;
 };

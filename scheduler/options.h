@@ -84,6 +84,8 @@ struct SchedulerOptions {
   // A booking whose request was neither finished nor lost with its worker: longer than any request may
   // take by default (gateway.request_timeout), so that it only catches a gateway that died.
   absl::Duration booking_expiry = absl::Minutes(15);
+  // The same of one that its decode worker is through with: as long as a gateway may take to say Finish.
+  absl::Duration ended_expiry = absl::Seconds(5);
   // How long a lost worker stays visible to operators.
   absl::Duration forget_lost_after = absl::Minutes(5);
   // A booking is part of the worker's own report once the report is at least this much younger: the way of

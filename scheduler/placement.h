@@ -37,8 +37,10 @@ struct PrefillOption {
 
 struct DecodeOption {
   WorkerIndex worker = 0;
-  double itl_seconds = 0;      // with this request in the batch, when its prefill will have ended
-  double itl_now_seconds = 0;  // if it were in the batch now
+  double itl_seconds = 0;  // with this request in the batch, when its prefill will have ended
+  // What admission holds against the objective: that and what is kept free for others (kPredicted), or the
+  // step if it were in the batch now (kEarly).
+  double judged_itl_seconds = 0;
   double handoff_seconds = 0;  // what of the KV transfer the prefill does not hide; 0 where local
   uint32_t blocks_needed = 0;  // for the prompt and the expected answer
   bool room = false;           // for blocks_needed, now
@@ -51,10 +53,11 @@ struct DecodeOption {
 struct Plan {
   PrefillOption prefill;
   DecodeOption decode;
-  bool full = false;        // a worker of it would refuse for lack of blocks
-  int violations = 0;       // of: room for the answer, TTFT, ITL, a batch request's gap
-  bool credit = true;       // its tenant has some on the prefilling worker
-  double cost_seconds = 0;  // predicted time to the end of the answer
+  bool full = false;               // a worker of it would refuse for lack of blocks
+  int violations = 0;              // of: room for the answer, TTFT, ITL, a batch request's gap
+  bool credit = true;              // its tenant has some on the prefilling worker
+  double judged_ttft_seconds = 0;  // as DecodeOption's
+  double cost_seconds = 0;         // predicted time to the end of the answer
 
   bool local() const { return prefill.worker == decode.worker; }
   double ttft_seconds() const { return prefill.total_seconds() + decode.handoff_seconds; }
@@ -71,9 +74,17 @@ struct Evaluation {
   std::vector<DecodeOption> decodes;
 };
 
+// What requests have been like lately, whether they were let in or not: decayed means, without those of the
+// batch class. Zero: none was seen yet.
+struct TypicalRequest {
+  double prompt_tokens = 0;
+  double compute_seconds = 0;  // of its prefill, with what was cached
+};
+
 // What a decision needs to know beside the cluster and the request.
 struct PlacementInput {
-  LengthPrediction length;                        // of the answer
+  LengthPrediction length;  // of the answer
+  TypicalRequest typical;
   const FairShare::Deficits* deficits = nullptr;  // of its tenant; null: it has credit everywhere
   bool all_workers = false;                       // look at every one, however many there are
 };
@@ -90,7 +101,19 @@ struct PlacementInput {
 // and takes what breaks the fewest limits, then where the tenant has credit, then what ends first, then the
 // lower load, then the lower id. ITL(d) is for the batch at the time when the prefill will have ended: less
 // the requests that will be done by then, and with those whose prefill will have ended (looking at the load
-// now makes clusters oscillate).
+// now makes clusters oscillate). On a worker that also prefills, decode steps come further apart by the share
+// of its time that prefills take; that is left out of the comparison (or prefills would be spread over all),
+// and admission takes it for the mean of all where it is less.
+//
+// What AdmissionPolicy::kPredicted judges is a little worse than what is predicted, in two ways, so that what
+// it lets in does as much good as it can:
+//   - Who comes later and is prefilled sooner is not booked yet. They come at the rate at which those did who
+//     prefill now (Little's law). Without them the far future looks empty: requests that need long to prefill
+//     would be let in where those that hit the cache are refused.
+//   - Who asks for more than a typical request (of decode steps by its context, of a prefill worker by its
+//     compute) has to leave room for some typical ones beside it, the more the fuller the worker is: trunk
+//     reservation, as telephone networks keep lines free for calls that need one from those that need many.
+//     On an idle worker nothing is reserved: whatever fits is served.
 //
 // Up to evaluate_all_workers every worker is compared: O(workers + bookings + blocks). Beyond that those that
 // can be the best: holders of the longest prefixes with the shortest queues, the workers with the shortest

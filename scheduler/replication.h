@@ -43,6 +43,8 @@ struct CopyOrder {
 class ReplicationCore {
  public:
   explicit ReplicationCore(const ReplicationOptions& options);
+  // From now on; what is counted stays.
+  void SetOptions(const ReplicationOptions& options) { options_ = options; }
 
   // A request with this prompt was placed. Costs one lookup per run_blocks blocks.
   void OnPlaced(std::span<const BlockKey> keys, absl::Time now);
@@ -83,7 +85,7 @@ class ReplicationCore {
   void Forget(absl::Time now);
   uint64_t TakeBudget(uint64_t bytes, absl::Time now);
 
-  const ReplicationOptions options_;
+  ReplicationOptions options_;
   absl::flat_hash_map<BlockKey, Run> runs_;  // by their last block: it names all before it
   std::optional<absl::Time> counted_from_;
   absl::Time forgot_at_ = absl::InfinitePast();

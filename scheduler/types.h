@@ -88,12 +88,14 @@ struct WorkerLoad {
   uint64_t running_context_tokens = 0;
   uint32_t slots_total = 0;
   uint32_t slots_free = 0;  // free or evictable
+  bool preempts = false;    // who goes first takes the slots of running requests behind it
 };
 
 struct WorkerReport {
   WorkerAddress address;
   Role role = Role::kBoth;
   ModelIdentity model;
+  std::optional<Role> next_role;  // it drains, and has this role then
   bool draining = false;
   uint64_t seq = 0;  // from 1 at boot
   bool snapshot = false;
@@ -104,6 +106,7 @@ struct WorkerReport {
   std::vector<DecodeSample> decodes;
   std::vector<FetchSample> fetches;
   std::vector<std::string> prefilled;  // request ids
+  std::vector<std::string> ended;      // those that it decoded
 };
 
 struct ReportResult {
@@ -240,6 +243,7 @@ std::string_view WorkerStateName(WorkerState state);
 struct WorkerView {
   WorkerAddress address;
   Role role = Role::kBoth;
+  std::optional<Role> next_role;  // it drains, and has this role then
   WorkerState state = WorkerState::kReady;
   WorkerLoad load;
   std::vector<TierLoad> tiers;

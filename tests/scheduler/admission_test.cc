@@ -89,6 +89,32 @@ TEST(Admission, FullWorkersAreNotHandedWorkThatTheyWouldRefuse) {
   EXPECT_TRUE(PlaceUnder({}, {.slots_free = 21}).placement.has_value());
 }
 
+TEST(Admission, WhoGoesFirstIsPlacedWhereOthersGiveTheirBlocksUp) {
+  const auto place = [](bool preempts, int32_t priority, SloClass running) {
+    SchedulerCore core{SchedulerOptions{}};
+    core.Report(TestReport("p1", Role::kPrefill), kStart);
+    auto d = TestReport("d1", Role::kDecode);
+    d.load.slots_total = d.load.slots_free = 40;
+    d.load.preempts = preempts;
+    core.Report(d, kStart);
+    PlaceRequest first = TestRequest("first", 640);
+    first.priority = 5;
+    first.slo_class = running;
+    EXPECT_TRUE(core.Place(first, kStart).placement.has_value());
+    d.seq = 2;
+    d.snapshot = false;
+    d.load.slots_free = 10;
+    core.Report(d, kStart + absl::Seconds(1));
+    PlaceRequest second = TestRequest("second", 640, "y");
+    second.priority = priority;
+    return core.Place(second, kStart + absl::Seconds(1));
+  };
+  EXPECT_TRUE(place(true, 4, SloClass::kStandard).placement.has_value());
+  EXPECT_TRUE(place(true, 9, SloClass::kBatch).placement.has_value());
+  EXPECT_EQ(place(true, 5, SloClass::kStandard).rejection->kind, "memory");
+  EXPECT_EQ(place(false, 4, SloClass::kStandard).rejection->kind, "memory");
+}
+
 TEST(Admission, InflightRequestsAreBounded) {
   SchedulerOptions options;
   options.max_inflight = 3;
@@ -211,6 +237,29 @@ TEST(AdmissionPolicies, OtherPoliciesAdmitEveryDecodeThatTheyPlaced) {
   }
 }
 
+// Both objectives would be kept: what is refused is the request that asks for much, on a worker that is not
+// idle.
+TEST(AdmissionPolicies, PredictionLeavesRoomForThoseWhoNeedLittle) {
+  auto options = With(AdmissionPolicy::kPredicted);
+  options.slo_ttft = absl::Seconds(20);
+  options.slo_itl = absl::ZeroDuration();
+  const auto place = [&](uint64_t queued_tokens, uint32_t prompt_tokens) {
+    auto core = Cluster(options, {.queued_tokens = queued_tokens});
+    for (int i = 0; i < 20; ++i) {
+      core.Place(TestRequest("typical", 640, "typical"), kStart);
+      core.Finish("typical", kStart, {.completed = false});
+    }
+    return core.Place(TestRequest("r", prompt_tokens), kStart);
+  };
+  const PlaceResult busy = place(32'000, 20'000);
+  ASSERT_TRUE(busy.rejection.has_value());
+  EXPECT_EQ(busy.rejection->kind, "ttft");
+  EXPECT_LT(busy.rejection->ttft_seconds, 20);
+  EXPECT_THAT(busy.rejection->reason, HasSubstr("kept for requests that need less"));
+  EXPECT_TRUE(place(32'000, 640).placement.has_value());
+  EXPECT_TRUE(place(0, 20'000).placement.has_value()) << "an idle worker reserves nothing";
+}
+
 // Ten prompts on their way to the decode worker: early rejection does not see them, prediction does. That is
 // what makes the one oscillate.
 TEST(AdmissionPolicies, PredictionSeesThePrefillsUnderWayAndEarlyDoesNot) {
@@ -232,6 +281,25 @@ TEST(AdmissionPolicies, PredictionSeesThePrefillsUnderWayAndEarlyDoesNot) {
       EXPECT_LT(admitted, 40);
     }
   }
+}
+
+// A booking whose request nobody has ended says nothing of how many come.
+TEST(AdmissionPolicies, APrefillThatIsLongOverdueIsNoStreamOfThem) {
+  auto options = With(AdmissionPolicy::kPredicted);
+  options.slo_ttft = absl::ZeroDuration();
+  options.slo_itl = absl::Milliseconds(18);
+  auto core = Cluster(options, {});
+  ASSERT_TRUE(core.Place(TestRequest("orphan", 640), kStart).placement.has_value());
+  const absl::Time later = kStart + absl::Minutes(10);
+  auto p = TestReport("p1", Role::kPrefill, 2);
+  p.load.queued_prefill_tokens = 50'000;
+  p.load.waiting = 1;
+  core.Report(p, later);
+  core.Report(TestReport("d1", Role::kDecode, 2), later);
+  auto r = TestRequest("r", 640);
+  r.max_tokens = 4096;
+  const PlaceResult result = core.Place(r, later);
+  EXPECT_TRUE(result.placement.has_value()) << result.status;
 }
 
 TEST(AdmissionPolicies, EarlyJudgesTheLoadNowAlsoWhereItWillBeGone) {

@@ -233,6 +233,78 @@ TEST_F(ClusterViewTest, BookingsExpireFinishOnceAndAreReplacedByRetries) {
   EXPECT_EQ(view_.inflight(), 0u);
 }
 
+TEST_F(ClusterViewTest, BookingsOfADeadGatewayGoOnceTheirWorkerIsThroughWithThem) {
+  Report(TestReport("w1", Role::kBoth));
+  Report(TestReport("w2", Role::kBoth));
+  const WorkerIndex w1 = view_.IndexOf("w1"), w2 = view_.IndexOf("w2");
+  view_.Book({.request_id = "orphan", .prefill = w1, .decode = w1, .placed_at = kStart});
+  view_.Book({.request_id = "runs", .prefill = w1, .decode = w1, .placed_at = kStart});
+  view_.Book({.request_id = "tried again", .prefill = w1, .decode = w1, .placed_at = kStart});
+  auto r = TestReport("w1", Role::kBoth, 2);
+  r.ended = {"orphan", "tried again", "never heard of"};
+  Report(r, absl::Seconds(1));
+  // Placed elsewhere since then; and who decodes it no more does not speak for it.
+  view_.Book(
+      {.request_id = "tried again", .prefill = w2, .decode = w2, .placed_at = kStart + absl::Seconds(2)});
+  r = TestReport("w1", Role::kBoth, 3);
+  r.ended = {"tried again"};
+  const absl::Duration later = absl::Seconds(1) + options_.ended_expiry;
+  Report(r, later);
+  Report(TestReport("w2", Role::kBoth, 2), later);
+  view_.Tick(kStart + later);
+  EXPECT_TRUE(view_.FindBooking("orphan") != nullptr) << "its gateway may be about to say how it went";
+  view_.Tick(kStart + later + absl::Milliseconds(1));
+  EXPECT_TRUE(view_.FindBooking("orphan") == nullptr);
+  view_.Tick(kStart + later + options_.ended_expiry / 2);
+  EXPECT_TRUE(view_.FindBooking("runs") != nullptr);
+  EXPECT_TRUE(view_.FindBooking("tried again") != nullptr);
+  const auto ended = view_.TakeEnded();
+  ASSERT_EQ(ended.size(), 1u);
+  EXPECT_EQ(ended[0].request_id, "orphan");
+}
+
+TEST_F(ClusterViewTest, QueuedTokensCostWhatTheirOwnPromptsWerePredictedToTake) {
+  Report(TestReport("w1", Role::kPrefill));
+  Report(TestReport("w2", Role::kDecode));
+  const WorkerIndex w1 = view_.IndexOf("w1"), w2 = view_.IndexOf("w2");
+  // A long prompt: 10 s for 1000 tokens.
+  view_.Book({.request_id = "long",
+              .prefill = w1,
+              .decode = w2,
+              .placed_at = kStart,
+              .prefill_seconds = 10,
+              .uncached_tokens = 1000});
+  EXPECT_NEAR(view_.QueueSeconds(*view_.worker(w1), kStart), 10, 1e-6);
+  auto r = TestReport("w1", Role::kPrefill, 2);
+  r.load.waiting = 1;
+  r.load.queued_prefill_tokens = 500;
+  Report(r, absl::Seconds(1));
+  EXPECT_NEAR(view_.QueueSeconds(*view_.worker(w1), kStart + absl::Seconds(1)), 5, 1e-6);
+  EXPECT_NEAR(view_.QueueSeconds(*view_.worker(w1), kStart + absl::Seconds(3)), 3, 1e-6)
+      << "it is worked off";
+  // It has ended: the tokens are those of somebody whom nobody booked.
+  auto d = TestReport("w2", Role::kDecode, 2);
+  d.prefilled = {"long"};
+  Report(d, absl::Seconds(1));
+  EXPECT_LT(view_.QueueSeconds(*view_.worker(w1), kStart + absl::Seconds(1)), 1);
+}
+
+TEST_F(ClusterViewTest, StepsComeFurtherApartWherePrefillsTakeTheTime) {
+  auto r = TestReport("w1", Role::kBoth);
+  r.prefills = {{512, 0, 0.1}, {1024, 0, 0.2}};
+  Report(r);
+  const WorkerIndex w1 = view_.IndexOf("w1");
+  const double idle = view_.DecodeOrder(w1);
+  EXPECT_EQ(view_.worker(w1)->prefill_share, 0) << "it measured its speed when it started";
+  r = TestReport("w1", Role::kBoth, 2);
+  for (int i = 0; i < 50; ++i) r.prefills.push_back({512, 0, 0.1});
+  Report(r, absl::Seconds(5));
+  EXPECT_GT(view_.DecodeOrder(w1), 5 * idle);
+  EXPECT_LT(view_.worker(w1)->prefill_share, 1);
+  Report(TestReport("w1", Role::kBoth, 3), absl::Minutes(5));
+  EXPECT_NEAR(view_.DecodeOrder(w1), idle, 1e-6);
+}
+
 TEST_F(ClusterViewTest, NumberOfWorkersIsBounded) {
   SchedulerOptions small;
   small.max_workers = 2;

@@ -29,6 +29,24 @@ std::vector<uint64_t> PopAll(FairQueue& queue, absl::Time now) {
   return out;
 }
 
+TEST(FairQueue, WhoWasPreemptedGoesFirstInItsLevelWhateverItsTenantWasGiven) {
+  for (size_t order = 0; order < kQueueOrders; ++order) {
+    FairQueue queue({.order = static_cast<FairQueue::Order>(order), .quantum = 50});
+    ASSERT_TRUE(queue.Push(Item(1, "a", 1000), kStart).ok());
+    queue.Begin(1, kStart);
+    auto better = Item(2, "b");
+    better.priority = -1;
+    ASSERT_TRUE(queue.Push(Item(3, "b", 100, 90), kStart).ok());
+    ASSERT_TRUE(queue.Push(better, kStart).ok());
+    for (const uint64_t id : {4u, 5u}) {
+      auto preempted = Item(id, "a", 0);
+      preempted.preempted = true;
+      ASSERT_TRUE(queue.Push(preempted, kStart).ok());
+    }
+    EXPECT_THAT(PopAll(queue, kStart), testing::ElementsAre(2, 4, 5, 3)) << order;
+  }
+}
+
 TEST(FairQueue, ClassesThenPrioritiesThenArrivalAreStrict) {
   FairQueue queue({.order = FairQueue::Order::kFcfs});
   const auto push = [&](uint64_t id, SloClass slo_class, int32_t priority) {

@@ -140,5 +140,118 @@ TEST(LatencyModel, DecodeAndFetchConverge) {
   EXPECT_LT(m.fetch_error(), 0.05);
 }
 
+// ---- LeastSquares with the features and the prior of prefills
+
+using Fit = LeastSquares<3>;
+constexpr Fit::Vector kPrior = {2e-3, 0.1, 0.02};
+
+Fit::Vector Prefill(double n, double cached = 0) {
+  return {1, n / 512, n * (cached + n / 2) / (512.0 * 4096)};
+}
+double Dot(const Fit::Vector& a, const Fit::Vector& b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+// 16 to 4096 tokens, every octave as often.
+double AnyLength(Rng& rng) { return 16 * std::exp(rng.Uniform() * std::log(256.0)); }
+
+// `samples` of `truth` and of lengths(), up to `noise` off.
+template <typename Lengths>
+void Learn(Fit& fit, const Fit::Vector& truth, int samples, double noise, Rng& rng, const Lengths& lengths) {
+  for (int i = 0; i < samples; ++i) {
+    const Fit::Vector x = Prefill(lengths(), rng.Below(2) == 0 ? 0 : rng.Uniform() * 8000);
+    fit.Observe(x, Dot(truth, x) * (1 + noise * (2 * rng.Uniform() - 1)));
+  }
+}
+
+double WorstError(const Fit& fit, const Fit::Vector& truth) {
+  double worst = 0;
+  for (double n : {16.0, 64.0, 512.0, 2048.0, 4096.0})
+    for (double cached : {0.0, 2000.0, 8000.0}) {
+      const Fit::Vector x = Prefill(n, cached);
+      worst = std::max(worst, std::abs(fit.Predict(x) / Dot(truth, x) - 1));
+    }
+  return worst;
+}
+
+TEST(LeastSquares, ACoefficientFarFromThePriorIsLearntInAHundredSamples) {
+  for (size_t which = 0; which < 3; ++which)
+    for (double factor : {26.0, 1 / 26.0})
+      for (double noise : {0.0, 0.1}) {
+        SCOPED_TRACE(testing::Message() << which << " x" << factor << ", noise " << noise);
+        Fit::Vector truth = kPrior;
+        truth[which] *= factor;
+        Fit fit(kPrior);
+        Rng rng(6);
+        Learn(fit, truth, 100, noise, rng, [&] { return AnyLength(rng); });
+        EXPECT_LT(WorstError(fit, truth), 0.05);
+        if (noise == 0) {
+          EXPECT_NEAR(fit.beta()[which] / truth[which], 1, 0.1);
+        }
+      }
+}
+
+// The demo model on a small CPU: attention costs more and the rest much less than the prior says.
+constexpr Fit::Vector kSmallCpu = {2.3e-4, 0.0115, 0.079};
+
+TEST(LeastSquares, ProportionsUnlikeThePriorsAreLearnt) {
+  Fit fit(kPrior);
+  Rng rng(7);
+  Learn(fit, kSmallCpu, 100, 0.1, rng, [&] { return 1 + rng.Uniform() * 1900; });
+  EXPECT_LT(WorstError(fit, kSmallCpu), 0.1);
+  Learn(fit, kSmallCpu, 900, 0.1, rng, [&] { return 1 + rng.Uniform() * 1900; });
+  EXPECT_LT(WorstError(fit, kSmallCpu), 0.05);
+}
+
+TEST(LeastSquares, OneLengthScalesThePriorAndKeepsItsProportionsForEver) {
+  Fit fit(kPrior);
+  Rng rng(8);
+  const auto all = [&](double factor) {
+    for (double n : {16.0, 1000.0, 8000.0, 32000.0}) {
+      const Fit::Vector x = Prefill(n);
+      EXPECT_NEAR(fit.Predict(x) / (factor * Dot(kPrior, x)), 1, 0.05) << n << " tokens";
+    }
+  };
+  for (int samples : {20, 200, 20000}) {
+    for (int i = 0; i < samples; ++i)
+      fit.Observe(Prefill(1000), 7 * Dot(kPrior, Prefill(1000)) * (0.9 + 0.2 * rng.Uniform()));
+    all(7);
+  }
+}
+
+TEST(LeastSquares, NearlyOneLengthWithNoiseSendsOtherLengthsNowhere) {
+  for (double factor : {1.0, 10.0}) {
+    Fit fit(kPrior);
+    Rng rng(9);
+    for (int i = 0; i < 20000; ++i) {
+      const Fit::Vector x = Prefill(950 + 100 * rng.Uniform());
+      fit.Observe(x, factor * Dot(kPrior, x) * (0.9 + 0.2 * rng.Uniform()));
+      if (i % 100 != 99) continue;
+      for (double n : {16.0, 32.0, 8000.0, 32000.0}) {
+        const double off = fit.Predict(Prefill(n)) / (factor * Dot(kPrior, Prefill(n)));
+        ASSERT_GT(off, 0.5) << n << " tokens after " << i;
+        ASSERT_LT(off, 2) << n << " tokens after " << i;
+      }
+    }
+  }
+}
+
+TEST(LeastSquares, WhatWasLearntOutlastsSamplesOfOneLength) {
+  Fit fit(kPrior);
+  Rng rng(10);
+  Learn(fit, kSmallCpu, 300, 0.1, rng, [&] { return AnyLength(rng); });
+  ASSERT_LT(WorstError(fit, kSmallCpu), 0.05);
+  for (int i = 0; i < 5000; ++i)
+    fit.Observe(Prefill(1000), Dot(kSmallCpu, Prefill(1000)) * (0.9 + 0.2 * rng.Uniform()));
+  EXPECT_LT(WorstError(fit, kSmallCpu), 0.15);
+}
+
+TEST(LeastSquares, ACoefficientOfNothingIsLearntOnceItIsSomething) {
+  Fit fit(kPrior);
+  Rng rng(11);
+  const Fit::Vector linear = {0, 0.1, 0}, attention = {2e-3, 0.1, 0.1};
+  Learn(fit, linear, 5000, 0.05, rng, [&] { return AnyLength(rng); });
+  EXPECT_LT(WorstError(fit, linear), 0.1);
+  Learn(fit, attention, 200, 0.05, rng, [&] { return AnyLength(rng); });
+  EXPECT_LT(WorstError(fit, attention), 0.1);
+}
+
 }  // namespace
 }  // namespace tidepool

@@ -168,6 +168,25 @@ TEST_F(PlacementTest, StoreKeepsNoWorkerOfAnotherModelOut) {
             absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(PlacementTest, StoreNamesNoModelAndIsHeldToTheWorkersEvenWhenTheyAreGone) {
+  Add(TestReport("s1", Role::kStore));
+  EXPECT_FALSE(core_.model().has_value());
+  auto other = TestReport("s2", Role::kStore);
+  other.model.fingerprint = "f2";
+  EXPECT_EQ(core_.Report(other, kStart).status.code(), absl::StatusCode::kFailedPrecondition)
+      << "stores agree with each other";
+  Add(TestReport("d1", Role::kDecode));
+  EXPECT_EQ(core_.model()->fingerprint, TestReport("d1", Role::kDecode).model.fingerprint);
+  const absl::Time later = kStart + absl::Minutes(1);
+  core_.Tick(later);  // all are lost
+  EXPECT_EQ(core_.Report(other, later).status.code(), absl::StatusCode::kFailedPrecondition);
+  // A worker of another model begins another cluster.
+  auto d = TestReport("d2", Role::kDecode);
+  d.model.fingerprint = "f2";
+  EXPECT_TRUE(core_.Report(d, later).status.ok());
+  EXPECT_TRUE(core_.Report(other, later).status.ok());
+}
+
 TEST_F(PlacementTest, HoldersDiskIsNamedApartAndCostsMore) {
   OnePrefillOneDecode();
   auto s = TestReport("s1", Role::kStore);
