@@ -11,7 +11,8 @@ namespace tidepool {
 
 // The whole configuration, as plain structs. Rooms get the struct they need; only config/ reads files,
 // environment and flags (fields.cc lists every field once, with its range and its help). Every default has
-// its reason beside it. Precedence: flag > env > file > default.
+// its reason beside it. Precedence: flag > env > the cluster's
+// document in etcd > file > default.
 
 struct ModelConfig {
   std::string path;            // directory in Hugging Face layout; required by workers and the gateway
@@ -37,6 +38,8 @@ struct EngineConfig {
   std::string order = "vtc";       // between tenants, of those that wait: a name of FairQueue::Order
   uint32_t max_waiting_per_tenant = 0;  // of max_waiting; 0: no limit of its own
   uint32_t max_running_per_tenant = 0;  // 0: no limit of its own
+  // What running requests of lower rank are made to give up their KV slots by: auto, swap, recompute, off.
+  std::string preemption = "auto";
 };
 
 // The disk tier of each worker and store.
@@ -139,6 +142,10 @@ struct SchedulerConfig {
   // gone is not missed. 1: never.
   uint32_t hot_copies = 2;
   uint64_t replicate_bytes_per_second = 64ULL << 20;  // of all such copies: 5% of a 10 Gbit/s link
+  // Prefill and decode workers: off, advise (say which kind is short), act (let workers change).
+  std::string elasticity = "advise";
+  // So long one kind is short before a worker of the other changes: longer than bursts.
+  absl::Duration elasticity_dwell = absl::Seconds(10);
 };
 
 // `tidepool store`: a node of DRAM and disk that computes nothing. Its tiers are sized by kv, as a worker's.

@@ -70,6 +70,11 @@ const Field kFields[] = {
     {TP_FIELD(engine.max_running_per_tenant), .kind = FieldKind::kCount,
      .help = "requests of one tenant computed together; its others wait; 0: no limit of its own", .min = 0,
      .max = 4096, .unit = "requests"},
+    {TP_FIELD(engine.preemption), .kind = FieldKind::kChoice,
+     .help =
+         "a running request gives its KV slots up to one that goes before it, and goes on later: its KV is "
+         "kept in the pool (swap), computed again, or the faster of the two; off: it keeps its slots",
+     .choices = "auto|swap|recompute|off"},
 
     {TP_FIELD(kv.block_tokens), .kind = FieldKind::kCount,
      .help = "tokens of one KV block: the unit of storage, transfer and reuse", .min = 1, .max = 1024,
@@ -206,6 +211,12 @@ const Field kFields[] = {
      .max = 16, .unit = "copies"},
     {TP_FIELD(scheduler.replicate_bytes_per_second), .kind = FieldKind::kBytes,
      .help = "of the copies that the scheduler orders", .min = 1 * kMiB, .max = 64 * kTiB},
+    {TP_FIELD(scheduler.elasticity), .kind = FieldKind::kChoice,
+     .help = "workers change between prefill and decode: by themselves, or `ctl advice` says which should",
+     .choices = "advise|act|off"},
+    {TP_FIELD(scheduler.elasticity_dwell), .kind = FieldKind::kDuration,
+     .help = "so long one kind of worker is short before one of the other changes", .min = 100,
+     .max = kMsDay},
 
     {TP_FIELD(store.id), .kind = FieldKind::kText, .help = "default: store-HOST-PID"},
     {TP_FIELD(store.model), .kind = FieldKind::kText,

@@ -227,6 +227,13 @@ absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input) {
     }
     out.sources[std::string(field.path)] = place;
   };
+  const auto take = [&](const LoadedConfig& layer) {
+    for (const Field& field : Fields()) {
+      const auto source = layer.sources.find(field.path);
+      if (source != layer.sources.end()) apply(field, source->second, FormatField(field, layer.config));
+    }
+  };
+  if (input.cluster) take(*input.cluster);
   for (const Field& field : Fields()) {
     const std::string name = field.env();
     std::optional<std::string> value;
@@ -249,6 +256,7 @@ absl::StatusOr<LoadedConfig> LoadConfig(const ConfigInput& input) {
     TP_CHECK(field != nullptr);  // flags are made from the table
     apply(*field, field->flag(), text);
   }
+  if (input.reloaded) take(*input.reloaded);
   TP_RETURN_IF_ERROR(Joined(problems));
   return out;
 }

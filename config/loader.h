@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,12 +14,21 @@
 
 namespace tidepool {
 
-// What the configuration is read from. Precedence: flag > environment > file > default.
+struct LoadedConfig;
+
+// What the configuration is read from. Precedence: flag > environment > cluster's document > file > default.
+// The document is the cluster's operator's word and later than any file that a machine was set up with; what
+// somebody gives one process by hand, by variable or flag, is meant for that one alone.
 struct ConfigInput {
   std::string file;  // YAML; empty: none
+  // Of a process in a cluster: the document in etcd (cluster_document.h); null: none.
+  std::shared_ptr<const LoadedConfig> cluster;
   // Looks a variable up; std::nullopt where it is not set. Default: the process's environment.
   std::function<std::optional<std::string>(const std::string&)> env;
   std::vector<std::pair<std::string, std::string>> flags;  // (field path, text), in the order given
+  // Of a child of `tidepool serve`, whose environment is as old as its parent: what the parent has read again
+  // since. Above all the others; null: nothing.
+  std::shared_ptr<const LoadedConfig> reloaded;
 };
 
 struct LoadedConfig {

@@ -298,7 +298,9 @@ class Validator {
           "at-stage is a baseline of `tidepool simulate`: workers ask nobody when a prefill has ended; take "
           "predicted, early or none");
     }
-    if (role_ == ConfigRole::kServe && c_.scheduler.worker_timeout < 3 * c_.worker.report_interval) {
+    // A scheduler of its own is told with worker.report_interval how often its workers report.
+    if ((role_ == ConfigRole::kServe || role_ == ConfigRole::kScheduler) &&
+        c_.scheduler.worker_timeout < 3 * c_.worker.report_interval) {
       Problem(
           "scheduler.worker_timeout",
           absl::StrCat(absl::FormatDuration(c_.scheduler.worker_timeout),
