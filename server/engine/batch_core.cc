@@ -52,9 +52,12 @@ void BatchCore::Add(const NewSequence& n, absl::Time now) {
   item.slo_class = n.batch_class ? SloClass::kBatch : kOnline;
   item.priority =
       static_cast<int32_t>(std::min<int64_t>(s.rank.minus_priority, std::numeric_limits<int32_t>::max()));
-  item.prompt_tokens = n.prefilled ? n.pending : n.context + n.pending;
-  item.cached_tokens = n.prefilled ? 0 : n.context;
+  item.prompt_tokens = n.resumed ? n.fresh : n.prefilled ? n.pending : n.context + n.pending;
+  item.cached_tokens = n.resumed || n.prefilled ? 0 : n.context;
+  item.preempted = n.resumed;
+  sequences_.at(n.id).charged = item.prompt_tokens;
   TP_CHECK(queue_.Push(std::move(item), now).ok());
+  if (!n.batch_class) ++waiting_ranks_[s.rank.minus_priority];
 }
 
 void BatchCore::Continue(uint64_t id) {
@@ -78,7 +81,8 @@ void BatchCore::Remove(uint64_t id) {
   auto it = sequences_.find(id);
   if (it == sequences_.end()) return;
   const Sequence& s = it->second;
-  queue_.Remove(id, now_, s.decoding ? 0 : s.pending);
+  queue_.Remove(id, now_, s.decoding ? 0 : std::min(s.pending, s.charged));
+  if (s.rank.begun == 0) WaitsNoMore(s);
   prefills_.erase(s.rank);
   decodes_.erase(s.rank);
   if (!s.decoding) queued_prefill_ -= s.pending;
@@ -89,6 +93,12 @@ void BatchCore::Remove(uint64_t id) {
   }
   if (s.rank.batch_class) --batch_class_;
   sequences_.erase(it);
+}
+
+void BatchCore::WaitsNoMore(const Sequence& s) {
+  if (s.rank.batch_class) return;
+  const auto it = waiting_ranks_.find(s.rank.minus_priority);
+  if (--it->second == 0) waiting_ranks_.erase(it);
 }
 
 void BatchCore::Take(uint64_t id, Sequence& s, uint32_t tokens) {
@@ -125,7 +135,7 @@ void BatchCore::TakeDecodes(bool batch_class, uint32_t& budget) {
 void BatchCore::Suspend(Sequence& s) {
   s.running = false;
   --running_;
-  --running_batch_class_;
+  if (s.rank.batch_class) --running_batch_class_;
   running_context_ -= s.context;
 }
 
@@ -151,6 +161,49 @@ bool BatchCore::MakePlace() {
   return false;
 }
 
+void BatchCore::YieldPlace() {
+  if (!options_.yield_places || running_ < options_.max_batch || running_batch_class_ > 0) return;
+  if (waiting_ranks_.empty()) return;
+  const int64_t best = waiting_ranks_.begin()->first;
+  // The last in rank that can be stopped, of those that answer and those that do not yet.
+  Ranked* from = nullptr;
+  Ranked::iterator last;
+  for (Ranked* ranked : {&prefills_, &decodes_}) {
+    for (auto it = End(*ranked, false); it != Begin(*ranked, false);) {
+      --it;
+      if (it->first.minus_priority <= best) break;
+      const Sequence& s = sequences_.at(it->second);
+      if (!s.running || s.pending == 0 || s.yielded != absl::InfiniteFuture()) continue;
+      if (from == nullptr || last->first < it->first) {
+        from = ranked;
+        last = it;
+      }
+      break;
+    }
+  }
+  if (from == nullptr) return;
+  // It looks at all that wait: not where that could change nothing.
+  const FairQueue::Item* const next = queue_.Peek(now_);
+  if (next == nullptr || next->slo_class == SloClass::kBatch) return;
+  if (last->first.minus_priority <= sequences_.at(next->id).rank.minus_priority) return;
+  const auto [rank, id] = *last;
+  Sequence& s = sequences_.at(id);
+  Suspend(s);
+  s.yielded = now_;
+  if (from == &prefills_) return;
+  decodes_.erase(last);
+  prefills_.emplace(rank, id);
+}
+
+bool BatchCore::Overdue() const {
+  if (!options_.yield_places || options_.aging <= absl::ZeroDuration()) return false;
+  for (auto it = prefills_.begin(); it != prefills_.end() && !it->first.batch_class; ++it) {
+    const Sequence& s = sequences_.at(it->second);
+    if (!s.running && now_ - s.yielded >= options_.aging) return true;
+  }
+  return false;
+}
+
 bool BatchCore::IsOf(Ranked::iterator it, bool batch_class) const {
   return it != prefills_.end() && it->first.batch_class == batch_class;
 }
@@ -161,6 +214,7 @@ const FairQueue::Item* BatchCore::NextToBegin(bool batch_class, Ranked::iterator
   if (running_ >= options_.max_batch && (batch_class || running_batch_class_ == 0)) return nullptr;
   const FairQueue::Item* const next = queue_.Peek(now_);
   if (next == nullptr || (next->slo_class == SloClass::kBatch) != batch_class) return nullptr;
+  if (Overdue()) return nullptr;
   if (IsOf(begun, batch_class) && sequences_.at(next->id).rank.minus_priority >= begun->first.minus_priority)
     return nullptr;
   return next;
@@ -181,6 +235,7 @@ void BatchCore::TakePrefills(bool batch_class, uint32_t& budget) {
       }
       queue_.Begin(id, now_);
       Sequence& s = sequences_.at(id);
+      WaitsNoMore(s);
       s.rank.begun = ++begun_;
       const uint32_t tokens = std::min(budget, s.pending);
       Take(id, s, tokens);
@@ -201,6 +256,7 @@ const std::vector<PlanItem>& BatchCore::Step(absl::Time now) {
   now_ = now;
   plan_.clear();
   uint32_t budget = options_.max_step_tokens;
+  if (!Overdue()) YieldPlace();
   for (const bool batch_class : {false, true}) {
     TakeDecodes(batch_class, budget);
     TakePrefills(batch_class, budget);

@@ -40,10 +40,12 @@ struct PlanItem {
 // computed on, twice, and gets back what of a prompt is not computed when it is removed. Time takes nobody
 // out of the batch class.
 //
-// An online sequence that has begun keeps its place until Remove. One of the batch class loses it, the latest
-// first, to an online one that could begin otherwise: it waits then with all that it has (its KV stays) and
-// goes on where it was. So the batch class never holds an online sequence up by more than the step at hand,
-// and gets nothing while online sequences take all.
+// An online sequence that has begun keeps its place until Remove; with Options::yield_places, one of a lower
+// priority loses it, once, to one that waits to begin, and goes on, with all that it has, before all that
+// wait once it has been without one for Options::aging. One of the batch class loses it, the latest first, to
+// an online one that could begin otherwise: it waits then with all that it has (its KV stays) and goes on
+// where it was. So the batch class never holds an online sequence up by more than the step at hand, and gets
+// nothing while online sequences take all.
 class BatchCore {
  public:
   struct Options {
@@ -54,6 +56,7 @@ class BatchCore {
     // own.
     uint32_t max_running_per_tenant = 0;
     absl::Duration aging = absl::Seconds(30);  // zero: never
+    bool yield_places = false;
   };
   explicit BatchCore(const Options& options);
 
@@ -65,6 +68,10 @@ class BatchCore {
     std::string_view tenant;  // copied
     int32_t priority = 0;     // higher first
     bool batch_class = false;
+    // It was here before and was preempted: it begins before its equals. `fresh` of its tokens were never
+    // charged to its tenant; those that are computed again are not.
+    bool resumed = false;
+    uint32_t fresh = 0;
   };
   // It waits to begin. How many may wait is the caller's to limit.
   void Add(const NewSequence& sequence, absl::Time now);
@@ -72,7 +79,7 @@ class BatchCore {
   void Continue(uint64_t id);
   // So many tokens more were drawn than Continue was told of (by a driver that does several steps in one).
   void CountOutput(uint64_t id, uint32_t tokens);
-  // Finished, cancelled or failed. Unknown ids are ignored.
+  // Finished, cancelled, failed or preempted. Unknown ids are ignored.
   void Remove(uint64_t id);
 
   // The next step; its tokens count as computed from now on. Empty: nothing to do. An item with `last`
@@ -98,8 +105,11 @@ class BatchCore {
     uint32_t context = 0;
     uint32_t pending = 0;
     uint32_t outputs = 0;  // drawn, as far as the queue was told
+    uint32_t charged = 0;  // of its prompt, when it began
     bool running = false;
     bool decoding = false;  // the prompt is computed (once `pending` is)
+    // When it lost its place to a higher priority; that happens once.
+    absl::Time yielded = absl::InfiniteFuture();
   };
 
   using Ranked = std::map<Rank, uint64_t>;
@@ -113,13 +123,21 @@ class BatchCore {
   void TakePrefills(bool batch_class, uint32_t& budget);
   // Makes a place for an online sequence. False: there is none, and none to be had.
   bool MakePlace();
+  // Takes an online sequence's place for one of a higher priority that waits.
+  void YieldPlace();
+  // Some that lost their places so are without for too long.
+  bool Overdue() const;
   void Suspend(Sequence& s);
+  // It begins, or goes.
+  void WaitsNoMore(const Sequence& s);
   static Ranked::iterator Begin(Ranked& ranked, bool batch_class);
   static Ranked::iterator End(Ranked& ranked, bool batch_class);
 
   const Options options_;
   absl::flat_hash_map<uint64_t, Sequence> sequences_;
   FairQueue queue_;  // those that wait to begin, and what tenants were given
+  // Of online ones that wait to begin: how many of each priority (negated).
+  std::map<int64_t, uint32_t> waiting_ranks_;
   Ranked prefills_;  // begun: pending prompts, decodes that lost their place
   Ranked decodes_;   // running, prompt computed
   std::vector<PlanItem> plan_;

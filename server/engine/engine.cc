@@ -6,6 +6,7 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -50,7 +51,9 @@ struct Engine::Impl {
         core({.max_batch = options.config.max_batch,
               .max_step_tokens = options.config.max_step_tokens,
               .order = *ParseQueueOrder(options.config.order),  // Start has seen to it
-              .max_running_per_tenant = options.config.max_running_per_tenant}),
+              .max_running_per_tenant = options.config.max_running_per_tenant,
+              .yield_places = options.config.preemption != "off"}),
+        mode(*ParsePreemptionMode(options.config.preemption)),
         // Each live sequence asks for one mask at a time.
         masks(size_t{options.config.max_batch} + 2 * size_t{options.config.max_waiting}, probe.mask, [this] {
           {
@@ -73,10 +76,19 @@ struct Engine::Impl {
   struct Live {
     uint64_t id = 0;
     bool cancelled = false;
+    bool preemptible = false;
+  };
+  struct Mail {
+    std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>> arrivals;
+    std::vector<uint64_t> cancels, preempts;
   };
 
   absl::Status Submit(SequenceSpec spec);
   bool Cancel(const std::string& request_id);
+  bool Preempt(const std::string& request_id);
+  absl::Status Resume(std::unique_ptr<Sequence> sequence);
+  // Under mu: takes a sequence that may come in.
+  void Take(std::unique_ptr<Sequence> sequence);
 
   // ---- the engine's thread
   // A sequence's part of the step at hand.
@@ -95,12 +107,17 @@ struct Engine::Impl {
 
   void Run();
   // Takes what other threads left; waits for it where there is nothing else to do. False: stop.
-  bool TakeMail(std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>>& arrivals,
-                std::vector<uint64_t>& cancels);
+  bool TakeMail(Mail& mail);
   void Admit(uint64_t id, std::unique_ptr<Sequence> sequence);
   void Enqueue(uint64_t id, const Sequence& sequence, uint32_t pending, bool prefilled);
   // The sequence no longer waits to begin. Under mu.
   void Begun(Sequence& sequence);
+  // Its sink has it then.
+  // `save_tail`: where that is worth it; its slot is free later then.
+  void PreemptNow(uint64_t id, bool save_tail);
+  // Room for what a sequence of the plan computes next, where need be by a preemption, perhaps of itself.
+  // False: it is not in the engine any more.
+  bool MakeRoom(const PlanItem& item);
   void Step();
   void BuildBatch(const std::vector<PlanItem>& plan);
   // Runs the parts; those that cannot be computed end here and are marked.
@@ -137,9 +154,9 @@ struct Engine::Impl {
   mutable std::mutex mu;
   std::condition_variable mail_cv;
   mutable std::condition_variable idle_cv;
-  std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>> inbox;  // at most max_waiting
-  std::vector<uint64_t> cancel_inbox;                                 // at most one per live sequence
-  absl::flat_hash_map<std::string, Live> live;                        // not yet finished, by request id
+  // At most max_waiting, and those that resume; at most one of each of the others per live sequence.
+  Mail inbox;
+  absl::flat_hash_map<std::string, Live> live;  // not yet finished, by request id
   // Of those that wait to begin; only with max_waiting_per_tenant.
   absl::flat_hash_map<std::string, uint32_t> waiting_of_tenant;
   size_t unfinished = 0;  // OnFinished not yet returned
@@ -153,6 +170,8 @@ struct Engine::Impl {
   std::deque<DecodeObservation> decode_observations;
 
   BatchCore core;
+  const PreemptionMode mode;
+  const std::shared_ptr<CopySpeed> copy_speed = std::make_shared<CopySpeed>();
   Sampler sampler;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Sequence>> sequences;
   std::vector<int32_t> token_rows, position_rows, logit_rows;
@@ -199,7 +218,7 @@ absl::Status Engine::Impl::Submit(SequenceSpec spec) {
       return absl::AlreadyExistsError(absl::StrCat("request_id ", request_id, " is running here already"));
     }
     const bool batch_class = sequence->spec().batch_class;
-    const size_t all = inbox.size() + core_stats.waiting;
+    const size_t all = inbox.arrivals.size() + core_stats.waiting;
     const size_t of_batches = inbox_batch_class + core_stats.waiting_batch_class;
     const size_t limit = options.config.max_waiting;
     if (batch_class ? all >= (limit + 1) / 2 : all - of_batches >= limit) {
@@ -219,15 +238,52 @@ absl::Status Engine::Impl::Submit(SequenceSpec spec) {
       }
       ++waiting;
     }
-    if (batch_class) ++inbox_batch_class;
-    const uint64_t id = next_id++;
-    live.emplace(request_id, Live{.id = id});
-    ++unfinished;
-    inbox_prefill_tokens += sequence->prompt_tokens() - sequence->computed();
-    inbox.emplace_back(id, std::move(sequence));
+    sequence->order = next_id;
+    Take(std::move(sequence));
   }
   mail_cv.notify_one();
   return absl::OkStatus();
+}
+
+void Engine::Impl::Take(std::unique_ptr<Sequence> sequence) {
+  const SequenceSpec& spec = sequence->spec();
+  if (spec.batch_class) ++inbox_batch_class;
+  const uint64_t id = next_id++;
+  live.emplace(spec.request_id,
+               Live{.id = id, .preemptible = spec.preemptible && mode != PreemptionMode::kOff});
+  ++unfinished;
+  inbox_prefill_tokens += sequence->prompt_tokens() - sequence->computed();
+  inbox.arrivals.emplace_back(id, std::move(sequence));
+}
+
+absl::Status Engine::Impl::Resume(std::unique_ptr<Sequence> sequence) {
+  {
+    std::lock_guard lock(mu);
+    if (stopping) {
+      probe.rejected_draining.Add();
+      return absl::UnavailableError("the engine has stopped and takes no requests");
+    }
+    if (live.contains(sequence->spec().request_id)) {
+      probe.rejected_invalid.Add();
+      return absl::AlreadyExistsError(
+          absl::StrCat("request_id ", sequence->spec().request_id, " is running here already"));
+    }
+    Take(std::move(sequence));
+  }
+  mail_cv.notify_one();
+  return absl::OkStatus();
+}
+
+bool Engine::Impl::Preempt(const std::string& request_id) {
+  {
+    std::lock_guard lock(mu);
+    const auto it = live.find(request_id);
+    if (it == live.end() || !it->second.preemptible || it->second.cancelled) return false;
+    inbox.preempts.push_back(it->second.id);
+    it->second.preemptible = false;  // once is enough
+  }
+  mail_cv.notify_one();
+  return true;
 }
 
 bool Engine::Impl::Cancel(const std::string& request_id) {
@@ -237,16 +293,16 @@ bool Engine::Impl::Cancel(const std::string& request_id) {
     if (it == live.end()) return false;
     if (it->second.cancelled) return true;
     it->second.cancelled = true;
-    cancel_inbox.push_back(it->second.id);
+    inbox.cancels.push_back(it->second.id);
   }
   mail_cv.notify_one();
   return true;
 }
 
-bool Engine::Impl::TakeMail(std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>>& arrivals,
-                            std::vector<uint64_t>& cancels) {
-  arrivals.clear();
-  cancels.clear();
+bool Engine::Impl::TakeMail(Mail& mail) {
+  mail.arrivals.clear();
+  mail.cancels.clear();
+  mail.preempts.clear();
   std::unique_lock lock(mu);
   core_stats = {.running = core.running(),
                 .waiting = core.waiting(),
@@ -254,32 +310,33 @@ bool Engine::Impl::TakeMail(std::vector<std::pair<uint64_t, std::unique_ptr<Sequ
                 .queued_prefill_tokens = core.queued_prefill_tokens(),
                 .running_context_tokens = core.running_context_tokens()};
   probe.running.Set(core_stats.running);
-  probe.waiting.Set(core_stats.waiting + static_cast<double>(inbox.size()));
+  probe.waiting.Set(core_stats.waiting + static_cast<double>(inbox.arrivals.size()));
   if (sequences.empty() || idle) {
     mail_cv.wait_for(lock, absl::ToChronoNanoseconds(parked.empty() ? kIdleWait : kLateWait), [&] {
-      return stopping || !inbox.empty() || !cancel_inbox.empty() || (mask_ready && !parked.empty());
+      return stopping || !inbox.arrivals.empty() || !inbox.cancels.empty() || !inbox.preempts.empty() ||
+             (mask_ready && !parked.empty());
     });
   }
   mask_ready = false;
-  arrivals.swap(inbox);
-  cancels.swap(cancel_inbox);
+  std::swap(mail, inbox);
   inbox_prefill_tokens = 0;
   core_stats.waiting_batch_class += std::exchange(inbox_batch_class, 0);
   // Until the next call these are in the core: count them there, or max_waiting could be overrun.
-  core_stats.waiting += static_cast<uint32_t>(arrivals.size());
-  for (const auto& [id, s] : arrivals) core_stats.queued_prefill_tokens += s->prompt_tokens() - s->computed();
+  core_stats.waiting += static_cast<uint32_t>(mail.arrivals.size());
+  for (const auto& [id, s] : mail.arrivals)
+    core_stats.queued_prefill_tokens += s->prompt_tokens() - s->computed();
   return !stopping;
 }
 
 void Engine::Impl::Run() {
-  std::vector<std::pair<uint64_t, std::unique_ptr<Sequence>>> arrivals;
-  std::vector<uint64_t> cancels;
+  Mail mail;
   bool go_on = true;
   while (go_on) {
-    go_on = TakeMail(arrivals, cancels);
-    for (auto& [id, sequence] : arrivals) Admit(id, std::move(sequence));
-    for (uint64_t id : cancels)
+    go_on = TakeMail(mail);
+    for (auto& [id, sequence] : mail.arrivals) Admit(id, std::move(sequence));
+    for (uint64_t id : mail.cancels)
       Finish(id, FinishReason::kCancelled, absl::CancelledError("the request was cancelled"));
+    for (uint64_t id : mail.preempts) PreemptNow(id, /*save_tail=*/true);
     if (!go_on) break;
     DrawParked();
     Step();
@@ -296,6 +353,14 @@ void Engine::Impl::Admit(uint64_t id, std::unique_ptr<Sequence> owned) {
   sequences.emplace(id, std::move(owned));
   // Fetched blocks become readable here before anything is added to them.
   s.Computed(0, prefill_token_seconds, *options.pool);
+  if (s.resumed) {
+    const auto pending = static_cast<uint32_t>(s.tokens().size()) - s.computed();
+    // The token that was drawn last is none of a prompt: its KV is missing as in any other step.
+    const uint32_t again = pending - (s.outputs() > 0 ? 1 : 0);
+    probe.recomputed_tokens.Add(
+        std::min(again, s.computed_before - std::min(s.computed_before, s.computed())));
+    return Enqueue(id, s, pending, /*prefilled=*/pending == 1 && s.outputs() > 0);
+  }
   if (s.spec().first_token) {
     if (!Accept(id, s, *s.spec().first_token)) return;
     return Enqueue(id, s, 1, /*prefilled=*/true);
@@ -317,8 +382,82 @@ void Engine::Impl::Enqueue(uint64_t id, const Sequence& s, uint32_t pending, boo
             .prefilled = prefilled,
             .tenant = s.spec().tenant,
             .priority = s.spec().priority,
-            .batch_class = s.spec().batch_class},
+            .batch_class = s.spec().batch_class,
+            .resumed = s.resumed,
+            .fresh = s.outputs() > 0 ? 0 : s.prompt_tokens() - s.computed_before},
            options.clock->Now());
+}
+
+void Engine::Impl::PreemptNow(uint64_t id, bool save_tail) {
+  const auto it = sequences.find(id);
+  if (it == sequences.end()) return;  // ended meanwhile
+  const auto begin = std::chrono::steady_clock::now();
+  std::unique_ptr<Sequence> s = std::move(it->second);
+  sequences.erase(it);
+  core.Remove(id);
+  const BlockPool& pool = *options.pool;
+  const uint32_t sealed = s->sealed_here();
+  const PreemptionChoice choice =
+      ChoosePreemption(mode, {.sealed_tokens = sealed * pool.layout().block_tokens,
+                              .tail_tokens = s->tail_tokens(),
+                              .tail_bytes = pool.layout().block_bytes(),
+                              .copy_bytes_per_second = copy_speed->bytes_per_second(),
+                              .prefill_token_seconds = prefill_token_seconds});
+  const bool swap = choice.how == Preemption::kSwap;
+  Sequence::Vacated vacated = s->Vacate(swap, choice.save_tail && save_tail, *options.pool);
+  (swap ? probe.preempted_swap : probe.preempted_recompute).Add();
+  if (swap) probe.swapped_blocks.Add(sealed);
+  // One that had not begun goes on waiting for a place as it did.
+  if (s->started != absl::InfiniteFuture()) s->computed_before = std::max(s->computed_before, s->computed());
+  s->preempted_at = options.clock->Now();
+  {
+    std::lock_guard lock(mu);
+    live.erase(s->spec().request_id);
+    Begun(*s);
+  }
+  spdlog::debug("{} is preempted after {} tokens of its answer", s->spec().request_id, s->outputs());
+  EngineSink& sink = s->sink();
+  const std::shared_ptr<EngineSink> alive = s->spec().sink;
+  auto preempted = std::make_unique<PreemptedSequence>(
+      std::move(s),
+      PreemptedSequence::Kept{
+          .how = choice.how, .blocks = std::move(vacated.blocks), .tail = std::move(vacated.tail)},
+      copy_speed, probe.swap_copied_bytes);
+  probe.preemption_choice.Observe(
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  sink.OnPreempted(std::move(preempted));
+  std::lock_guard lock(mu);
+  if (--unfinished == 0) idle_cv.notify_all();
+}
+
+bool Engine::Impl::MakeRoom(const PlanItem& item) {
+  // The last in rank goes first: its class, its priority, its arrival.
+  const auto rank = [](const Sequence& s) {
+    return std::tuple(s.spec().batch_class, -int64_t{s.spec().priority}, s.order);
+  };
+  const auto may = [&](const Sequence& s) { return mode != PreemptionMode::kOff && s.preemptible(); };
+  for (bool asked = false;; asked = true) {
+    Sequence& s = *sequences.at(item.id);
+    const absl::Status status = s.EnsureBlocks(s.computed() + item.tokens, *options.pool);
+    if (status.ok()) return true;
+    if (!asked && options.on_short) {
+      options.on_short();
+      continue;
+    }
+    uint64_t last = item.id;
+    for (const auto& [id, other] : sequences) {
+      if (id == item.id || !may(*other) || other->outputs() < other->keep_until_outputs) continue;
+      if (rank(*other) > rank(*sequences.at(last))) last = id;
+    }
+    if (last == item.id && !may(s)) {
+      Finish(item.id, FinishReason::kError,
+             Annotate(status, "no KV block for the next tokens of the answer"));
+      return false;
+    }
+    std::erase_if(parts, [&](const Part& p) { return p.item.id == last; });
+    PreemptNow(last, /*save_tail=*/false);  // the slot is wanted now
+    if (last == item.id) return false;
+  }
 }
 
 void Engine::Impl::Begun(Sequence& s) {
@@ -336,12 +475,9 @@ void Engine::Impl::AskMask(Sequence& s) {
 void Engine::Impl::BuildBatch(const std::vector<PlanItem>& plan) {
   parts.clear();
   for (const PlanItem& item : plan) {
+    // Gone: preempted for the sake of one before it.
+    if (!sequences.contains(item.id) || !MakeRoom(item)) continue;
     Sequence& s = *sequences.at(item.id);
-    if (absl::Status status = s.EnsureBlocks(s.computed() + item.tokens, *options.pool); !status.ok()) {
-      Finish(item.id, FinishReason::kError,
-             Annotate(status, "no KV block for the next tokens of the answer"));
-      continue;
-    }
     // Of a sequence that is new in the batch: while it waited, its mask would have been in others' way.
     if (s.constraint() && !s.mask_asked) AskMask(s);
     parts.push_back({.item = item, .sequence = &s});
@@ -639,6 +775,10 @@ void Engine::Impl::Step() {
   BuildBatch(plan);
   for (Part& p : parts) {
     if (p.sequence->started == absl::InfiniteFuture()) p.sequence->started = begin;
+    if (p.sequence->preempted_at != absl::InfiniteFuture()) {
+      probe.preempted_seconds.Observe(
+          absl::ToDoubleSeconds(begin - std::exchange(p.sequence->preempted_at, absl::InfiniteFuture())));
+    }
   }
   if (parts.empty()) return;
   Compute();
@@ -680,7 +820,7 @@ void Engine::Impl::Observe(absl::Duration elapsed) {
     s.compute_seconds += seconds * p.item.tokens / tokens;
     s.timed = s.timed && !scored;
     if (!p.item.last) continue;
-    s.first_token = now;
+    if (s.first_token == absl::InfiniteFuture()) s.first_token = now;
     if (!s.timed) continue;
     PushBounded(prefill_observations, {.new_tokens = s.prompt_tokens() - s.cached_tokens,
                                        .cached_tokens = s.cached_tokens,
@@ -702,6 +842,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(Options options) {
     return absl::InvalidArgumentError(
         absl::StrCat("engine.order is '", c.order, "'; it must be vtc, fcfs or dlpm"));
   }
+  if (!ParsePreemptionMode(c.preemption)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("engine.preemption is '", c.preemption, "'; it must be auto, swap, recompute or off"));
+  }
   if (options.pool->layout() != options.runner->layout()) {
     return absl::InvalidArgumentError(absl::StrCat("the pool's block layout is ",
                                                    options.pool->layout().ToString(), ", the model's ",
@@ -719,10 +863,22 @@ absl::Status Engine::Submit(SequenceSpec spec) { return impl_->Submit(std::move(
 
 bool Engine::Cancel(std::string_view request_id) { return impl_->Cancel(std::string(request_id)); }
 
+bool Engine::Preempt(std::string_view request_id) { return impl_->Preempt(std::string(request_id)); }
+
+absl::Status Engine::Resume(std::unique_ptr<PreemptedSequence> preempted, ResumeWith with) {
+  std::unique_ptr<Sequence> sequence = std::move(preempted->sequence_);
+  TP_RETURN_IF_ERROR(ValidateBlocks(with.blocks, sequence->tokens().size(), with.published_blocks,
+                                    with.computed_tokens, /*first_token=*/false,
+                                    impl_->options.runner->layout()));
+  sequence->Resume(std::move(with.blocks), with.published_blocks, with.computed_tokens);
+  sequence->keep_until_outputs = with.keep_until_outputs;
+  return impl_->Resume(std::move(sequence));
+}
+
 EngineStats Engine::stats() const {
   std::lock_guard lock(impl_->mu);
   EngineStats out = impl_->core_stats;
-  out.waiting += static_cast<uint32_t>(impl_->inbox.size());
+  out.waiting += static_cast<uint32_t>(impl_->inbox.arrivals.size());
   out.waiting_batch_class += impl_->inbox_batch_class;
   out.queued_prefill_tokens += impl_->inbox_prefill_tokens;
   return out;

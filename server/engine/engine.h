@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -12,6 +13,7 @@
 #include "config/config.h"
 #include "kvstore/block_pool.h"
 #include "server/engine/model_runner.h"
+#include "server/engine/preempted_sequence.h"
 #include "server/engine/types.h"
 
 namespace tidepool {
@@ -32,6 +34,9 @@ class Engine {
     const Clock* clock = &Clock::Real();
     // A token whose mask takes longer, from its turn on, ends its sequence (DeadlineExceeded).
     absl::Duration mask_deadline = absl::Seconds(10);
+    // The pool has no block for an answer that grows, and somebody is preempted or ends next: whoever keeps
+    // blocks that can be done without gives them up. On the engine's thread; null: nobody does.
+    std::function<void()> on_short;
   };
 
   // Starts the thread. InvalidArgument: a limit of 0, max_step_tokens below max_batch (a step decodes every
@@ -49,6 +54,22 @@ class Engine {
   // The sequence ends with kCancelled before the next step starts, its leases with it. False: no such
   // sequence (any more), which is no error.
   bool Cancel(std::string_view request_id);
+
+  // The sequence is preempted before the next step starts: its sink hears OnPreempted, unless it has ended by
+  // then. False: no such sequence, or one that may not be.
+  bool Preempt(std::string_view request_id);
+
+  // What a preempted sequence goes on with, as SequenceSpec's fields of these names, for all of its tokens.
+  struct ResumeWith {
+    std::vector<BlockLease> blocks;
+    uint32_t published_blocks = 0;
+    uint32_t computed_tokens = 0;
+    // Until its answer has that many tokens no other sequence's growth takes its blocks again.
+    uint32_t keep_until_outputs = 0;
+  };
+  // Takes it back, whatever waits: it was admitted before. It begins before its equals. InvalidArgument, or
+  // Unavailable (stopped): as Submit.
+  absl::Status Resume(std::unique_ptr<PreemptedSequence> sequence, ResumeWith with);
 
   EngineStats stats() const;
   // What was measured since the last call; at most 1024 of each are kept, the newest.

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/probe.h"
+#include "server/engine/preemption.h"
 #include "server/engine/types.h"
 
 namespace tidepool {
@@ -28,10 +29,17 @@ class EngineProbe {
   Histogram& step_prefill;     // steps that only prefilled
   Histogram& step_decode;      // steps that only decoded
   Histogram& step_mixed;
-  Histogram& mask;        // one mask of a constraint
-  Histogram& mask_wait;   // what a step waited for masks after its forward pass
-  Counter& masks_late;    // tokens whose mask came after their step: drawn with a later one
-  Counter& masks_failed;  // sequences that ended because their constraint failed, or was too slow
+  Histogram& mask;          // one mask of a constraint
+  Histogram& mask_wait;     // what a step waited for masks after its forward pass
+  Counter& masks_late;      // tokens whose mask came after their step: drawn with a later one
+  Counter& preempted_swap;  // by what is kept
+  Counter& preempted_recompute;
+  Counter& swapped_blocks;       // sealed blocks that stayed in the pool for a preempted sequence
+  Counter& swap_copied_bytes;    // tails, out and in
+  Counter& recomputed_tokens;    // of preempted sequences
+  Histogram& preempted_seconds;  // from a preemption to the first step after it
+  Histogram& preemption_choice;  // what choosing and giving the blocks up takes the engine
+  Counter& masks_failed;         // sequences that ended because their constraint failed, or was too slow
 
  private:
   std::array<Counter*, kFinishReasons> finished_;

@@ -69,39 +69,51 @@ absl::Status ValidateLogprobs(std::string_view what, int32_t n) {
   return Invalid(absl::StrCat(std::string(what), " is ", n, "; it must be in [-1, ", kTopLogprobsMax, "]"));
 }
 
-absl::Status ValidateBlocks(const SequenceSpec& spec, const BlockLayout& layout) {
-  const size_t prompt = spec.tokens.size();
+}  // namespace
+
+absl::Status ValidateBlocks(std::span<const BlockLease> blocks, size_t prompt, uint32_t published_blocks,
+                            uint32_t computed_tokens, bool first_token, const BlockLayout& layout,
+                            std::span<const InPlaceBlocks> in_place) {
   const size_t needed = (prompt + layout.block_tokens - 1) / layout.block_tokens;
-  if (spec.blocks.size() < needed) {
-    return Invalid(absl::StrCat("blocks holds ", spec.blocks.size(), "; a prompt of ", prompt,
-                                " tokens takes ", needed));
+  if (blocks.size() < needed) {
+    return Invalid(
+        absl::StrCat("blocks holds ", blocks.size(), "; a prompt of ", prompt, " tokens takes ", needed));
   }
-  for (const BlockLease& lease : spec.blocks) {
-    if (lease.empty() || lease.data().size() != layout.block_bytes()) {
-      return Invalid(
-          absl::StrCat("blocks holds a lease that is empty or of another layout than ", layout.ToString()));
+  const auto check = [&](std::span<const BlockLease> leases) {
+    for (const BlockLease& lease : leases) {
+      if (lease.empty() || lease.data().size() != layout.block_bytes()) {
+        return Invalid(
+            absl::StrCat("blocks holds a lease that is empty or of another layout than ", layout.ToString()));
+      }
     }
+    return absl::OkStatus();
+  };
+  size_t at = 0;
+  for (const InPlaceBlocks& there : in_place) {
+    const size_t least = std::max<size_t>(at, published_blocks), end = there.begin + there.run.size();
+    const size_t most = computed_tokens / layout.block_tokens;
+    if (there.run.empty() || there.begin < least || end > most || end > blocks.size()) {
+      return Invalid(absl::StrCat("in_place holds blocks [", there.begin, ", ", end,
+                                  ") of another process, which cannot be written; they must be in [", least,
+                                  ", ", most, ")"));
+    }
+    if (there.run.data(0).size() != layout.block_bytes())
+      return Invalid(absl::StrCat("in_place holds blocks of another layout than ", layout.ToString()));
+    TP_RETURN_IF_ERROR(check(blocks.subspan(at, there.begin - at)));
+    at = end;
   }
-  for (size_t i = spec.computed_tokens / layout.block_tokens; i < spec.blocks.size(); ++i) {
-    if (spec.blocks[i].writable()) continue;
-    return Invalid(absl::StrCat("blocks[", i,
-                                "] belongs to another process and cannot be written; from block ",
-                                spec.computed_tokens / layout.block_tokens, " on they are"));
-  }
-  const size_t published_tokens = size_t{spec.published_blocks} * layout.block_tokens;
-  const size_t computed_max = spec.first_token ? prompt : prompt - 1;
-  if (spec.computed_tokens < published_tokens || spec.computed_tokens > computed_max ||
-      (spec.first_token && spec.computed_tokens != prompt)) {
-    return Invalid(absl::StrCat("computed_tokens is ", spec.computed_tokens, "; with ", spec.published_blocks,
-                                " published blocks it must be ",
-                                spec.first_token
-                                    ? absl::StrCat(prompt, " (the prompt, as first_token is given)")
-                                    : absl::StrCat("in [", published_tokens, ", ", computed_max, "]")));
+  TP_RETURN_IF_ERROR(check(blocks.subspan(at)));
+  const size_t published_tokens = size_t{published_blocks} * layout.block_tokens;
+  const size_t computed_max = first_token ? prompt : prompt - 1;
+  if (computed_tokens < published_tokens || computed_tokens > computed_max ||
+      (first_token && computed_tokens != prompt)) {
+    return Invalid(absl::StrCat(
+        "computed_tokens is ", computed_tokens, "; with ", published_blocks, " published blocks it must be ",
+        first_token ? absl::StrCat(prompt, " (the prompt, as first_token is given)")
+                    : absl::StrCat("in [", published_tokens, ", ", computed_max, "]")));
   }
   return absl::OkStatus();
 }
-
-}  // namespace
 
 absl::Status ValidateDrawing(const SequenceSpec& spec, uint32_t vocab) {
   TP_RETURN_IF_ERROR(ValidateSize("stop_token_ids", spec.stop_token_ids.size(), kStopTokensMax));
@@ -154,8 +166,12 @@ absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layou
     return Invalid(absl::StrCat("computed_tokens is ", spec.computed_tokens,
                                 "; the mean of all hidden states needs the whole prompt computed here"));
   }
+  if (spec.preemptible && (spec.prefill_only || spec.prompt_logprobs >= 0 || pooled)) {
+    return Invalid("preemptible goes with neither prefill_only, prompt_logprobs nor pooling");
+  }
   if (!pooled) TP_RETURN_IF_ERROR(ValidateDrawing(spec, vocab));
-  return ValidateBlocks(spec, layout);
+  return ValidateBlocks(spec.blocks, spec.tokens.size(), spec.published_blocks, spec.computed_tokens,
+                        spec.first_token.has_value(), layout, spec.in_place);
 }
 
 Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, absl::Time now)
@@ -175,7 +191,13 @@ Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, abs
   spec_.blocks.reserve(blocks_max);
   bases_.reserve(blocks_max);
   keys_.reserve(blocks_max);
-  for (const BlockLease& lease : spec_.blocks) bases_.push_back(lease.data().data());
+  for (const BlockLease& lease : spec_.blocks)
+    bases_.push_back(lease.empty() ? nullptr : lease.data().data());
+  for (const InPlaceBlocks& there : spec_.in_place) {
+    // Read only: what is written begins behind them.
+    for (size_t i = 0; i < there.run.size(); ++i)
+      bases_[there.begin + i] = const_cast<std::byte*>(there.run.data(i).data());
+  }
   if (spec_.constraint) {
     constraint_ = std::make_shared<ConstraintRun>(std::move(spec_.constraint), spec_.stop_token_ids, vocab);
   }
@@ -183,6 +205,12 @@ Sequence::Sequence(SequenceSpec spec, uint32_t block_tokens, uint32_t vocab, abs
     counts_.emplace(std::span(spec_.tokens).first(answer_begin_), tokens_max - answer_begin_);
     for (size_t i = answer_begin_; i < prompt_tokens_; ++i) counts_->AddOutput(spec_.tokens[i]);
   }
+}
+
+uint32_t Sequence::sealed_here() const {
+  uint32_t here = sealed_;
+  for (size_t i = 0; i < in_place_sealed_; ++i) here -= static_cast<uint32_t>(spec_.in_place[i].run.size());
+  return here;
 }
 
 absl::Status Sequence::EnsureBlocks(uint32_t context, BlockPool& pool) {
@@ -201,6 +229,11 @@ void Sequence::Computed(uint32_t n, double token_seconds, BlockPool& pool) {
   spec_.computed_tokens += n;
   for (; (size_t{sealed_} + 1) * block_tokens_ <= spec_.computed_tokens; ++sealed_) {
     const uint32_t i = sealed_;
+    if (in_place_sealed_ < spec_.in_place.size() && spec_.in_place[in_place_sealed_].begin == i) {
+      // Sealed and published where they are: however many, nothing is to be done for them.
+      sealed_ += static_cast<uint32_t>(spec_.in_place[in_place_sealed_++].run.size()) - 1;
+      continue;
+    }
     if (i == keys_.size()) {
       const std::span<const int32_t> tokens(spec_.tokens);
       keys_.push_back(ChildKey(i == 0 ? spec_.root : keys_[i - 1],
@@ -226,6 +259,40 @@ void Sequence::Computed(uint32_t n, double token_seconds, BlockPool& pool) {
     bases_[i] = spec_.blocks[i].data().data();
     sink().OnBlockSealed(i, keys_[i], spec_.blocks[i]);
   }
+}
+
+Sequence::Vacated Sequence::Vacate(bool keep, bool keep_tail, BlockPool& pool) {
+  Vacated out;
+  std::vector<BlockLease> blocks = std::exchange(spec_.blocks, {});
+  spec_.in_place.clear();
+  in_place_sealed_ = 0;
+  bases_.clear();
+  if (keep_tail && tail_tokens() > 0) out.tail = std::move(blocks[sealed_]);
+  if (keep) {
+    std::vector<BlockLease> sealed(std::make_move_iterator(blocks.begin()),
+                                   std::make_move_iterator(blocks.begin() + sealed_));
+    blocks.erase(blocks.begin(), blocks.begin() + sealed_);
+    out.blocks = pool.SwapOut(std::move(sealed));
+  }
+  BlockLease::DropAll(std::move(blocks));
+  return out;
+}
+
+void Sequence::Resume(std::vector<BlockLease> blocks, uint32_t published, uint32_t computed) {
+  spec_.blocks = std::move(blocks);
+  spec_.first_token.reset();
+  spec_.published_blocks = published;
+  spec_.computed_tokens = cached_tokens = computed;
+  sealed_ = published;
+  prompt_tokens_ = static_cast<uint32_t>(spec_.tokens.size());
+  const size_t blocks_max =
+      std::max(spec_.blocks.size(), (size_t{answer_begin_} + spec_.max_tokens) / block_tokens_ + 1);
+  spec_.blocks.reserve(blocks_max);
+  bases_.reserve(blocks_max);
+  for (const BlockLease& lease : spec_.blocks) bases_.push_back(lease.data().data());
+  resumed = true;
+  compute_seconds = 0;
+  late_logits.clear();
 }
 
 uint32_t Sequence::PooledRows(uint32_t n, bool last) const {
@@ -287,6 +354,7 @@ SequenceResult Sequence::Finish(FinishReason reason, absl::Status status, int32_
   }
   if (reason == FinishReason::kPooled) out.pooled = TakePooled();
   out.blocks = std::move(spec_.blocks);
+  out.in_place = std::move(spec_.in_place);
   out.computed_tokens = spec_.computed_tokens;
   return out;
 }

@@ -21,6 +21,11 @@ namespace tidepool {
 absl::Status ValidateSequence(const SequenceSpec& spec, const BlockLayout& layout, uint32_t vocab,
                               uint32_t max_model_len);
 
+// Of these, what is about blocks, for a sequence of `prompt` tokens to be prefilled.
+absl::Status ValidateBlocks(std::span<const BlockLease> blocks, size_t prompt, uint32_t published_blocks,
+                            uint32_t computed_tokens, bool first_token, const BlockLayout& layout,
+                            std::span<const InPlaceBlocks> in_place = {});
+
 // Of these, what is about drawing: sampling, stop tokens, logprobs.
 absl::Status ValidateDrawing(const SequenceSpec& spec, uint32_t vocab);
 
@@ -40,6 +45,7 @@ class Sequence {
   uint32_t computed() const { return spec_.computed_tokens; }
   std::byte* const* block_bases() const { return bases_.data(); }
   uint32_t sealed() const { return sealed_; }  // leading blocks that are published
+  uint32_t sealed_here() const;                // of them, those in this process's slots
   // The prompt's other blocks, a tail included.
   std::span<const BlockLease> unsealed_blocks() const {
     return std::span(spec_.blocks)
@@ -69,6 +75,21 @@ class Sequence {
   SampleInput sample_input() const;
   bool IsStop(int32_t token) const;
 
+  bool preemptible() const { return spec_.preemptible; }
+  uint32_t tail_tokens() const {
+    return computed() - sealed_ * block_tokens_;
+  }  // KV behind the sealed blocks
+  // Gives up all blocks; what is kept of them is the caller's then. Until Resume nothing else is called but
+  // tokens(), outputs(), computed() and spec().
+  struct Vacated {
+    SwappedBlocks blocks;  // with `keep`: the sealed ones
+    BlockLease tail;       // with `keep_tail`: where there are tail_tokens()
+  };
+  Vacated Vacate(bool keep, bool keep_tail, BlockPool& pool);
+  // It goes on with other blocks, which hold the KV of its first `computed` tokens; all the others, of prompt
+  // and answer, are to be prefilled.
+  void Resume(std::vector<BlockLease> blocks, uint32_t published, uint32_t computed);
+
   // What SequenceResult says of it; the leases move out.
   SequenceResult Finish(FinishReason reason, absl::Status status, int32_t stop_token);
 
@@ -79,17 +100,24 @@ class Sequence {
   // Logits of a token whose mask was late, and since when they wait.
   std::vector<float> late_logits;
   absl::Time late_since;
-  bool mask_asked = false;  // for the mask of its next token
-  bool timed = true;        // no step of its prefill scored a prompt: that takes longer than computing one
+  bool mask_asked = false;                           // for the mask of its next token
+  uint64_t order = 0;                                // of arrival, which a preemption does not change
+  bool resumed = false;                              // was preempted before
+  absl::Time preempted_at = absl::InfiniteFuture();  // until its first step after it
+  uint32_t keep_until_outputs = 0;                   // as Engine::ResumeWith's
+  // Until it resumes, then those of them that were computed before: nobody is charged twice for a prompt.
+  uint32_t computed_before = 0;
+  bool timed = true;  // no step of its prefill scored a prompt: that takes longer than computing one
 
  private:
   std::vector<float> TakePooled();
 
   SequenceSpec spec_;
-  const uint32_t prompt_tokens_;
+  uint32_t prompt_tokens_;
   const uint32_t answer_begin_;  // where in tokens() the answer begins
   const uint32_t block_tokens_;
-  std::vector<std::byte*> bases_;      // of spec_.blocks
+  std::vector<std::byte*> bases_;      // of spec_.blocks, and in their gaps of spec_.in_place
+  size_t in_place_sealed_ = 0;         // of spec_.in_place
   std::vector<BlockKey> keys_;         // of the prompt's full blocks, then of the answer's as they seal
   uint32_t sealed_;                    // blocks published
   std::optional<TokenCounts> counts_;  // where the request has penalties

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "kernels/logits.h"
 #include "kvstore/block_pool.h"
+#include "kvstore/block_run.h"
 #include "kvstore/types.h"
 #include "server/engine/token_constraint.h"
 
@@ -86,6 +87,12 @@ enum class FinishReason : uint8_t {
 inline constexpr size_t kFinishReasons = 6;
 std::string_view FinishReasonName(FinishReason reason);
 
+// Blocks that are read where another process has them: those of a sequence from block `begin` on.
+struct InPlaceBlocks {
+  uint32_t begin = 0;
+  BlockRun run;
+};
+
 // What became of a sequence: given exactly once.
 struct SequenceResult {
   FinishReason reason = FinishReason::kError;
@@ -98,19 +105,24 @@ struct SequenceResult {
   // `computed_tokens` tokens (prompt, then answer). After kPrefilled, blocks[prompt / block_tokens] is the
   // unsealed tail (where the prompt has one). Dropping the leases frees the blocks.
   std::vector<BlockLease> blocks;
+  std::vector<InPlaceBlocks> in_place;  // as in the spec
   uint32_t computed_tokens = 0;
   std::vector<float> pooled;  // [hidden], with kPooled
 };
 
+class PreemptedSequence;  // preempted_sequence.h
+
 // EngineSink: where a sequence's results go. Called on the engine's thread, which every other sequence
 // waits for: hand over and return, never block. Calls come in the order: OnBlockSealed in block order, all
 // blocks of the prompt before OnToken 0; all OnPromptLogprobs before OnToken 0; OnToken in index order;
-// OnFinished last, exactly once.
+// OnFinished last, exactly once. OnPreempted may come at any time before it: nothing more comes then until
+// Engine::Resume, and goes on where it was; blocks that are computed again are told of again.
 class EngineSink {
  public:
   virtual ~EngineSink() = default;
   // Block `index` of the sequence is full and published in the pool under `key`. Clone the lease to keep
-  // the block. Not called for the blocks that were published when the sequence came.
+  // the block. Not called for the blocks that were published when the sequence came, here or by the process
+  // that they are read in.
   virtual void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) = 0;
   // Only where SequenceSpec::stream_layers asks for it, once, when the step begins that computes the rest of
   // the prompt: blocks [first, first + blocks.size()) hold all of the prompt's KV after it, the last perhaps
@@ -128,17 +140,21 @@ class EngineSink {
   // The stop token is not given here (see SequenceResult::stop_token), except with prefill_only, where the
   // first token always is: the engine that decodes judges it.
   virtual void OnToken(OutputToken token) = 0;
+  // Only where SequenceSpec::preemptible allows it: the sequence has left the engine, which holds nothing of
+  // it any more. It ends when it is dropped.
+  virtual void OnPreempted(std::unique_ptr<PreemptedSequence>) {}
   virtual void OnFinished(SequenceResult result) = 0;
 };
 
 // SequenceSpec: one request as the engine takes it.
 //
 // Blocks: `blocks` covers at least the prompt; the engine reserves more from its pool, one by one, when
-// the answer outgrows them (a pool that has none then ends the sequence with ResourceExhausted). The first
+// the answer outgrows them (where the pool has none then, the last in rank of those that may be preempted is,
+// itself perhaps; where none may, the sequence ends with ResourceExhausted). The first
 // `published_blocks` may be leases on shared, published blocks and are never written. The next ones, up to
 // `computed_tokens`, hold valid KV already (fetched): those that are this process's own are published by the
-// engine, those of another process (BlockLease::writable() is false) stay as they are. The rest, with the
-// block of token `computed_tokens`, is the sequence's own, and written.
+// engine, those of another process (`in_place`) stay as they are. The rest, with the block of token
+// `computed_tokens`, is the sequence's own, and written.
 //
 // A prefix hit may cover whole blocks only, and never the whole prompt: the last token has to be computed
 // to give logits, and its block must be writable for that. So a caller reuses at most
@@ -153,6 +169,8 @@ struct SequenceSpec {
   // max_tokens are there already the sequence ends at once.
   uint32_t emitted_tokens = 0;
   std::vector<BlockLease> blocks;
+  // In rising order, all inside the blocks that were fetched; `blocks` is empty there.
+  std::vector<InPlaceBlocks> in_place;
   uint32_t published_blocks = 0;
   uint32_t computed_tokens = 0;  // [published_blocks * block_tokens, prompt), or the prompt with first_token
 
@@ -189,6 +207,9 @@ struct SequenceSpec {
   bool normalize = false;    // the pooled vector to Euclidean length 1 (one of length 0 stays)
   bool batch_class = false;  // yields to all that are not (see BatchCore)
   int32_t priority = 0;      // higher runs first, inside the class
+  // It may have to give up its blocks and go on later (EngineSink::OnPreempted), unless config.preemption is
+  // off. With neither prefill_only, prompt_logprobs nor pooling.
+  bool preemptible = false;
   std::shared_ptr<EngineSink> sink;
 };
 

@@ -208,6 +208,41 @@ TEST(BatchCore, SequenceWhoseTokenIsBeingDrawnKeepsItsPlace) {
   EXPECT_EQ(Show(core.Step()), "2:p2!");
 }
 
+TEST(BatchCore, HigherPriorityTakesALowerOnesPlaceOnceWhereItMay) {
+  Core core({.max_batch = 2, .max_step_tokens = 8, .yield_places = true});
+  core.Add(1, 0, 2, false, 3);
+  core.Add(2, 0, 2, false, 0);
+  EXPECT_EQ(StepAndContinue(core), "1:p2! 2:p2!");
+  core.Add(3, 0, 2, false, 0);
+  EXPECT_EQ(StepAndContinue(core), "1:d1! 2:d1!") << "not an equal's";
+  core.Add(4, 0, 2, false, 1);
+  EXPECT_EQ(StepAndContinue(core), "1:d1! 4:p2!");
+  EXPECT_EQ(core.waiting(), 2u);
+  core.Add(5, 0, 2, false, 2);
+  EXPECT_EQ(StepAndContinue(core), "1:d1! 5:p2!") << "4 gives way in its turn";
+  core.Remove(1);
+  EXPECT_EQ(StepAndContinue(core), "5:d1! 4:d1!");
+  core.Add(6, 0, 2, false, 9);
+  EXPECT_EQ(StepAndContinue(core), "4:d1! 6:p2!") << "who has lost its place once keeps it";
+  core.Remove(6);
+  core.Remove(4);
+  EXPECT_EQ(StepAndContinue(core), "5:d1! 2:d1!") << "it goes on where it was, before what waits";
+}
+
+TEST(BatchCore, WhoLostItsPlaceIsNotWithoutOneForEver) {
+  Core core({.max_batch = 1, .max_step_tokens = 8, .yield_places = true});
+  core.Add(1, 0, 9, false, 0);
+  EXPECT_EQ(StepAndContinue(core), "1:p8");
+  for (uint64_t id = 2; id <= 5; ++id) core.Add(id, 0, 2, false, 5);
+  EXPECT_EQ(StepAndContinue(core), "2:p2!");
+  core.Remove(2);
+  EXPECT_EQ(StepAndContinue(core), "3:p2!");
+  core.now += absl::Seconds(31);
+  EXPECT_EQ(StepAndContinue(core), "3:d1!");
+  core.Remove(3);
+  EXPECT_EQ(StepAndContinue(core), "1:p1!");
+}
+
 // Against the rules, over random lives: budget and batch are kept, decodes are never left out, every
 // token is computed once, and nobody starves.
 TEST(BatchCore, RandomLivesKeepTheRules) {
@@ -218,7 +253,8 @@ TEST(BatchCore, RandomLivesKeepTheRules) {
     const std::string_view tenants[] = {"a", "b", "c"};
     Core core({.max_batch = max_batch,
                .max_step_tokens = budget,
-               .order = static_cast<FairQueue::Order>(seed % kQueueOrders)});
+               .order = static_cast<FairQueue::Order>(seed % kQueueOrders),
+               .yield_places = seed % 2 == 0});
     struct Life {
       uint32_t prompt_left, outputs_left;
       bool decoding;
@@ -302,6 +338,20 @@ std::vector<uint64_t> BeginOrder(Core& core, int outputs = 1) {
       core.Remove(item.id);
     }
   }
+}
+
+TEST(BatchCoreTenants, APreemptedSequenceBeginsBeforeItsEqualsAndIsNotChargedAgain) {
+  Core core({.max_batch = 1, .max_step_tokens = 100});
+  core.Add(1, 0, 50, false, 0, false, "a");
+  EXPECT_EQ(StepAndContinue(core), "1:p50!");
+  core.Add(2, 0, 10, false, 0, false, "a");
+  core.Add(3, 0, 55, false, 0, false, "c");
+  core.Add(4, 0, 55, false, 0, false, "c");
+  core.Add(5, 0, 10, false, 1, false, "c");
+  core.Remove(1);
+  core.BatchCore::Add({.id = 6, .context = 40, .pending = 11, .tenant = "a", .resumed = true}, core.now);
+  // c came when a had been given 52, and takes 10 more; had a been charged again, it would wait behind c.
+  EXPECT_THAT(BeginOrder(core), ElementsAre(5, 6, 2, 3, 4)) << "a higher priority goes before it";
 }
 
 // One at a time, ten of tenant a and then one of tenant b.

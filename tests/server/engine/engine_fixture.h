@@ -5,15 +5,20 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/rng.h"
+#include "kvstore/block_run.h"
 #include "kvstore/keys.h"
 #include "server/engine/engine.h"
 #include "tests/server/engine/recording_sink.h"
@@ -124,6 +129,32 @@ class KvRunner final : public ModelRunner {
   const std::shared_ptr<Controls> c_;
 };
 
+// Memory of a peer on this host, with the KV of a prompt's blocks.
+class PeerMemory final : public RunOwner {
+ public:
+  explicit PeerMemory(const std::vector<int32_t>& prompt) : bytes_(prompt.size() / kBlock) {
+    for (size_t i = 0; i < bytes_.size(); ++i) {
+      bytes_[i].resize(kLayout.block_bytes());
+      std::memcpy(bytes_[i].data(), prompt.data() + i * kBlock, kBlock * sizeof(int32_t));
+    }
+  }
+  std::span<const std::byte> SlotBytes(uint32_t slot) const override { return bytes_[slot]; }
+  void Drop() override { --leases; }
+  // Of the prompt's blocks [begin, end).
+  BlockRun Run(uint32_t begin, uint32_t end) {
+    ++leases;
+    std::vector<uint32_t> slots;
+    for (; begin < end; ++begin) slots.push_back(begin);
+    return BlockRun(this, std::move(slots));
+  }
+  const std::vector<std::vector<std::byte>>& bytes() const { return bytes_; }
+
+  std::atomic<int> leases{0};
+
+ private:
+  std::vector<std::vector<std::byte>> bytes_;
+};
+
 class EngineTest : public ::testing::Test {
  protected:
   void Start(EngineConfig config = {.max_batch = 4, .max_step_tokens = 16, .max_waiting = 8},
@@ -136,7 +167,8 @@ class EngineTest : public ::testing::Test {
                                  .pool = pool_.get(),
                                  .role = "both",
                                  .metrics = &metrics_,
-                                 .mask_deadline = mask_deadline});
+                                 .mask_deadline = mask_deadline,
+                                 .on_short = on_short_});
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
   }
@@ -172,6 +204,7 @@ class EngineTest : public ::testing::Test {
   std::string Metrics() { return metrics_.Render(); }
 
   MetricRegistry metrics_;
+  std::function<void()> on_short_;  // Engine::Options
   std::shared_ptr<Controls> controls_ = std::make_shared<Controls>();
   std::unique_ptr<BlockPool> pool_;
   std::unique_ptr<Engine> engine_;

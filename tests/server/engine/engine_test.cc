@@ -888,25 +888,6 @@ TEST_F(EngineTest, SealedBlocksCarryWhoseTheyAreAndWhatTheyCost) {
   }
 }
 
-// Slots of another process, mapped read-only here.
-class ForeignSlots final : public SlotOwner {
- public:
-  std::span<std::byte> SlotBytes(uint32_t) const override { return {bytes_->data(), bytes_->size()}; }
-  bool writable() const override { return false; }
-  void AddLease(SlotRef, LeaseKind) override { ++leases; }
-  void DropLease(SlotRef, LeaseKind) override { --leases; }
-  BlockLease Lease() {
-    ++leases;
-    return BlockLease(this, {0, 1}, LeaseKind::kPeer);
-  }
-  std::span<int32_t> tokens() { return {reinterpret_cast<int32_t*>(bytes_->data()), kBlock}; }
-  std::atomic<int> leases{0};
-
- private:
-  std::unique_ptr<std::vector<std::byte>> bytes_ =
-      std::make_unique<std::vector<std::byte>>(kLayout.block_bytes());
-};
-
 TEST_F(EngineTest, AFetchedBlockThatWasClearedMeanwhileIsReadAndNotPublished) {
   Start();
   const std::vector<int32_t> prompt = Prompt(14);
@@ -929,31 +910,61 @@ TEST_F(EngineTest, AFetchedBlockThatWasClearedMeanwhileIsReadAndNotPublished) {
 
 TEST_F(EngineTest, BlocksOfAnotherProcessAreReadAndNeitherPublishedNorWritten) {
   Start();
-  ForeignSlots foreign;
-  const std::vector<int32_t> prompt = Prompt(10);
-  std::copy_n(prompt.begin(), kBlock, foreign.tokens().begin());
-  const std::vector<int32_t> before(foreign.tokens().begin(), foreign.tokens().end());
+  const std::vector<int32_t> prompt = Prompt(22);
+  PeerMemory foreign(prompt);
+  const auto before = foreign.bytes();
   SequenceSpec spec;
   auto sink = MakeSpec(spec, "r", prompt, 4);
-  spec.blocks[0] = foreign.Lease();
-  spec.computed_tokens = kBlock;
+  // Blocks 0, 1 and 3 are read there, 2 was fetched into a slot of this process, the rest is computed.
+  std::memcpy(spec.blocks[2].data().data(), prompt.data() + 2 * kBlock, kBlock * sizeof(int32_t));
+  for (uint32_t i : {0u, 1u, 3u}) spec.blocks[i] = BlockLease();
+  spec.in_place.push_back({0, foreign.Run(0, 2)});
+  spec.in_place.push_back({3, foreign.Run(3, 4)});
+  spec.computed_tokens = 4 * kBlock;
   ASSERT_TRUE(engine_->Submit(std::move(spec)).ok());
   ASSERT_TRUE(sink->WaitFinished());
   EXPECT_EQ(sink->ids(), Continue(prompt, 4));
-  EXPECT_FALSE(pool_->Info(BlockKeys({}, prompt, kBlock)[0]).has_value());
-  EXPECT_TRUE(pool_->Info(BlockKeys({}, prompt, kBlock)[1]).has_value());
-  EXPECT_EQ(std::vector<int32_t>(foreign.tokens().begin(), foreign.tokens().end()), before);
-  sink->result.blocks.clear();
+  const std::vector<BlockKey> keys = BlockKeys({}, prompt, kBlock);
+  for (uint32_t i = 0; i < keys.size(); ++i) {
+    const bool here = i == 2 || i == 4;
+    EXPECT_EQ(pool_->Info(keys[i]).has_value(), here) << i;
+  }
+  ASSERT_GE(sink->sealed.size(), 2u);
+  EXPECT_EQ(sink->sealed[0].first, 2u);
+  EXPECT_EQ(sink->sealed[1].first, 4u);
+  EXPECT_EQ(foreign.bytes(), before);
+  EXPECT_EQ(foreign.leases, 2);
+  sink->result = {};
   EXPECT_EQ(foreign.leases, 0);
+}
 
-  // One that would have to be written is refused.
-  SequenceSpec bad;
-  auto bad_sink = MakeSpec(bad, "bad", prompt, 4);
-  bad.blocks[1] = foreign.Lease();
-  bad.computed_tokens = kBlock;
-  const absl::Status status = engine_->Submit(std::move(bad));
-  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_NE(status.message().find("blocks[1] belongs to another process"), std::string::npos) << status;
+TEST_F(EngineTest, BlocksOfAnotherProcessAreRefusedWhereTheyWouldBeWritten) {
+  Start();
+  const std::vector<int32_t> prompt = Prompt(22);
+  PeerMemory foreign(prompt);
+  struct Case {
+    uint32_t published, begin, end;
+    const char* error;
+  };
+  for (const Case& c :
+       {Case{0, 2, 4, "in_place holds blocks [2, 4)"}, Case{2, 1, 3, "in_place holds blocks [1, 3)"},
+        Case{0, 1, 1, "in_place holds blocks [1, 1)"}}) {
+    SequenceSpec bad;
+    auto sink = MakeSpec(bad, "bad", prompt, 4);
+    bad.in_place.push_back({c.begin, foreign.Run(c.begin, c.end)});
+    bad.published_blocks = c.published;
+    bad.computed_tokens = 3 * kBlock;
+    const absl::Status status = engine_->Submit(std::move(bad));
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(status.message().find(c.error), std::string::npos) << status;
+  }
+  SequenceSpec twice;
+  auto sink = MakeSpec(twice, "twice", prompt, 4);
+  twice.in_place.push_back({0, foreign.Run(0, 2)});
+  twice.in_place.push_back({1, foreign.Run(1, 3)});
+  twice.computed_tokens = 3 * kBlock;
+  EXPECT_EQ(engine_->Submit(std::move(twice)).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(foreign.leases, 0);
 }
 
 }  // namespace

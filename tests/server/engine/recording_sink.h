@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "server/engine/preempted_sequence.h"
 #include "server/engine/types.h"
 
 namespace tidepool {
@@ -44,6 +45,15 @@ class RecordingSink final : public EngineSink {
     }
     changed_.notify_all();
   }
+  void OnPreempted(std::unique_ptr<PreemptedSequence> sequence) override {
+    {
+      std::lock_guard lock(mu_);
+      preempted = std::move(sequence);
+      ++preemptions;
+      order += 'v';
+    }
+    changed_.notify_all();
+  }
   void OnFinished(SequenceResult r) override {
     {
       std::lock_guard lock(mu_);
@@ -57,6 +67,17 @@ class RecordingSink final : public EngineSink {
   bool WaitFinished(absl::Duration timeout = absl::Seconds(60)) {
     std::unique_lock lock(mu_);
     return changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), [&] { return finished > 0; });
+  }
+  // Until it has ended, or waits to be resumed.
+  bool WaitPaused(absl::Duration timeout = absl::Seconds(60)) {
+    std::unique_lock lock(mu_);
+    return changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout),
+                             [&] { return preempted != nullptr || finished > 0; });
+  }
+  // Null: it is not waiting to be resumed.
+  std::unique_ptr<PreemptedSequence> TakePreempted() {
+    std::lock_guard lock(mu_);
+    return std::exchange(preempted, nullptr);
   }
   bool WaitTokens(size_t n, absl::Duration timeout = absl::Seconds(60)) {
     std::unique_lock lock(mu_);
@@ -82,7 +103,9 @@ class RecordingSink final : public EngineSink {
   std::vector<uint32_t> layers;
   SequenceResult result;
   int finished = 0;
-  std::string order;  // b, c, l, p, t, f as they came
+  std::unique_ptr<PreemptedSequence> preempted;
+  int preemptions = 0;
+  std::string order;  // b, c, l, p, t, v, f as they came
 
  private:
   std::mutex mu_;
