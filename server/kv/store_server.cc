@@ -44,7 +44,8 @@ absl::StatusOr<v1::ModelIdentity> ConfiguredModel(const Config& config) {
 // What a store answers of the Worker service: `ctl` asks every member of the cluster the same.
 class StoreWorkerService final : public v1::Worker::CallbackService {
  public:
-  StoreWorkerService(const KvContext& context, v1::DescribeReply description, std::function<void()> drain)
+  StoreWorkerService(const KvContext& context, v1::DescribeReply description,
+                     std::function<void(bool end)> drain)
       : context_(context), description_(std::move(description)), drain_(std::move(drain)) {}
 
   // Where it is reached: known once it listens.
@@ -67,11 +68,11 @@ class StoreWorkerService final : public v1::Worker::CallbackService {
     reactor->Finish(ToGrpc(token));
     return reactor;
   }
-  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* rpc, const v1::DrainRequest*,
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* rpc, const v1::DrainRequest* request,
                                   v1::DrainReply*) override {
     auto* reactor = rpc->DefaultReactor();
     const absl::Status token = CheckClusterToken(*rpc, context_.cluster_token);
-    if (token.ok()) drain_();
+    if (token.ok()) drain_(request->end_process());
     reactor->Finish(ToGrpc(token));
     return reactor;
   }
@@ -80,7 +81,7 @@ class StoreWorkerService final : public v1::Worker::CallbackService {
   const KvContext& context_;
   std::mutex mu_;
   v1::DescribeReply description_;
-  const std::function<void()> drain_;
+  const std::function<void(bool end)> drain_;
 };
 
 }  // namespace
@@ -100,7 +101,7 @@ struct StoreServer::Impl {
   RpcServer rpc;
   std::unique_ptr<Follower> follower;
   std::atomic<bool> running{false};
-  std::atomic<bool> draining{false};
+  std::atomic<bool> draining{false}, end_process{false};
   bool shut_down = false;
 
   absl::Status Start();
@@ -188,8 +189,10 @@ absl::Status StoreServer::Impl::Start() {
   reporter = node.MakeReporter(v1::ROLE_STORE, [](v1::WorkerReport&) {});
   v1::DescribeReply description = node.Describe(v1::ROLE_STORE);
   *description.mutable_address() = node.context.self;
-  worker =
-      std::make_unique<StoreWorkerService>(node.context, std::move(description), [this] { BeginDrain(); });
+  worker = std::make_unique<StoreWorkerService>(node.context, std::move(description), [this](bool end) {
+    BeginDrain();
+    if (end) end_process = true;
+  });
   TP_ASSIGN_OR_RETURN(rpc, StartRpcServer(config.store.listen, {kv.get(), worker.get()}));
   node.SetListening(config.store.listen, rpc.port);
   worker->SetGrpc(node.context.self.grpc());
@@ -216,6 +219,12 @@ int StoreServer::port() const { return impl_->rpc.port; }
 int StoreServer::metrics_port() const { return impl_->admin->port(); }
 const std::string& StoreServer::id() const { return impl_->node.context.self.worker_id(); }
 bool StoreServer::ready() const { return impl_->reporter->status().ok() && !impl_->draining; }
+bool StoreServer::wants_to_end() const {
+  if (!impl_->end_process || impl_->node.fetch->offers() > 0) return false;
+  const auto last = impl_->reporter->told();
+  return !impl_->reporter->status().ok() || (last && last->draining);
+}
+void StoreServer::Apply(const KvConfig& kv) { impl_->node.Apply(kv); }
 void StoreServer::BeginDrain() { impl_->BeginDrain(); }
 
 void StoreServer::Shutdown(absl::Duration grace) {

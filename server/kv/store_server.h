@@ -29,8 +29,13 @@ class StoreServer {
   const std::string& id() const;
   // Registered with the scheduler and not draining.
   bool ready() const;
+  // Tenants' quotas from now on. From any thread.
+  void Apply(const KvConfig& kv);
+
   // The scheduler sends nobody here any more; what is here can still be fetched.
   void BeginDrain();
+  // It was drained with the wish that its process ends (Worker.Drain), and the scheduler knows.
+  bool wants_to_end() const;
   // Ends what runs after `grace` at most.
   void Shutdown(absl::Duration grace);
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -14,6 +15,10 @@ namespace tidepool {
 // GenerateCall: one request on its decode worker, from the reservation of slots to the last token:
 //
 //   waiting for slots → [remote prefill + fetches | load from disk and holders] → engine → finished
+//
+// It may be preempted once it is in the engine: it waits for slots again then, however many do, finds
+// what is left of its blocks, loads or computes the rest, and goes on where it was; whoever reads its answer
+// sees a pause.
 //
 // Whatever fails on the way to the engine (prefill worker gone, blocks missing or damaged) costs time only:
 // what is not here is computed here. A prompt whose logprobs are wanted is computed here from its first token
@@ -35,6 +40,7 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   void OnBlockSealed(uint32_t index, const BlockKey& key, const BlockLease& lease) override;
   void OnPromptLogprobs(std::vector<PromptLogprob> scores) override;
   void OnToken(OutputToken token) override;
+  void OnPreempted(std::unique_ptr<PreemptedSequence> sequence) override;
   void OnFinished(SequenceResult result) override;
 
  private:
@@ -48,9 +54,19 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   }
   // Everything that may be wrong with the request, before it waits for anything; makes constraint_.
   absl::Status Check();
-  // Under SlotQueue's lock; true when slots were granted (or the request is over).
-  bool TryReserve();
+  bool preemptible() const { return !pooled() && !request_.has_prompt_logprobs(); }
+  // What is reserved at once, of tokens_max().
+  uint32_t tokens_to_reserve() const;
+  // These under SlotQueue's lock. Granted also where the request is over.
+  SlotGrant TryReserve();
+  bool Preempt();
+  bool MayPreempt();
+  // Saves the tail; what that cost, in tokens' worth.
+  double SwapOut();
   // The following hold mu_.
+  // Slots were granted for the first time.
+  void BeginFetching(bool whole);
+  void Resume();
   void StartRemotePrefill();
   void OnPrefillEvent(const v1::PrefillEvent& event);
   void OnPrefillEnd(const absl::Status& status);
@@ -78,7 +94,8 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   std::mutex mu_;
   std::function<void()> on_end_;
   Phase phase_ = Phase::kWaiting;
-  RequestBlocks blocks_;
+  SlotQueue::Place place_;
+  std::unique_ptr<RequestBlocks> blocks_;        // never null
   std::shared_ptr<BlockLoader> loader_;          // while it loads
   std::unique_ptr<TokenConstraint> constraint_;  // null: none; gone to the engine with the rest
   bool remote_ = false;                          // a remote prefill was started
@@ -89,6 +106,10 @@ class GenerateCall final : public EngineSink, public std::enable_shared_from_thi
   uint32_t first_computed_ = 0;  // blocks from here on are sealed from what was computed here
   std::optional<v1::PrefillEvent::Done> done_;
   v1::RequestPath path_;
+  // Preempted and not yet in the engine again.
+  std::unique_ptr<PreemptedSequence> preempted_;
+  uint32_t preemptions_ = 0;           // so far
+  std::atomic<uint32_t> outputs_ = 0;  // of its answer, what an earlier attempt has emitted not counted
   absl::Time granted_;
   absl::Time prefill_done_;
   absl::Time first_token_;

@@ -8,9 +8,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/digest.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "kvstore/codec/block_codec.h"
-#include "server/cluster/member_codec.h"
+#include "server/cluster/model_digest.h"
 #include "server/worker/make_disk_tier.h"
 #include "server/worker/transport_options.h"
 
@@ -30,11 +31,19 @@ BlockLayout LayoutOf(const v1::ModelIdentity& model) {
           .dtype = static_cast<DType>(model.kv_dtype())};
 }
 
-// A quota is counted in blocks: less than one would be none at all.
-absl::Status CheckQuota(const std::string& name, uint64_t quota, uint64_t block_bytes) {
-  if (quota == 0 || quota >= block_bytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, " is ", quota, " bytes, less than one block of ", block_bytes, "; raise it, or 0"));
+// A quota is counted in blocks. Less than one is no error: whoever writes the cluster's document does not
+// know every model's blocks, and a worker that refused it could not start again.
+void WarnOfSmallQuota(const std::string& name, uint64_t quota, uint64_t block_bytes) {
+  if (quota == 0 || quota >= block_bytes) return;
+  spdlog::warn("{} is {} bytes, less than one block of {}: one block is counted; raise it, or 0 for no limit",
+               name, quota, block_bytes);
+}
+
+void WarnOfSmallQuotas(const KvConfig& kv, const BlockLayout& layout) {
+  WarnOfSmallQuota("kv.tenant_quota_bytes", kv.tenant_quota_bytes, layout.block_bytes());
+  for (const auto& [tenant, quota] : kv.tenant_quotas) {
+    WarnOfSmallQuota(absl::StrCat("kv.tenant_quotas of ", tenant), quota, layout.block_bytes());
+  }
 }
 
 absl::StatusOr<std::unique_ptr<BlockPool>> MakePool(const KvConfig& kv, const BlockLayout& layout,
@@ -44,10 +53,7 @@ absl::StatusOr<std::unique_ptr<BlockPool>> MakePool(const KvConfig& kv, const Bl
     return absl::InvalidArgumentError("kv.host_bytes is less than one block of " +
                                       std::to_string(layout.block_bytes()) + " bytes; raise it");
   }
-  TP_RETURN_IF_ERROR(CheckQuota("kv.tenant_quota_bytes", kv.tenant_quota_bytes, layout.block_bytes()));
-  for (const auto& [tenant, quota] : kv.tenant_quotas) {
-    TP_RETURN_IF_ERROR(CheckQuota(absl::StrCat("kv.tenant_quotas of ", tenant), quota, layout.block_bytes()));
-  }
+  WarnOfSmallQuotas(kv, layout);
   BlockPool::Options options;
   options.layout = layout;
   options.slots = static_cast<uint32_t>(std::min<uint64_t>(slots, UINT32_MAX));
@@ -155,6 +161,11 @@ std::unique_ptr<Reporter> KvNode::MakeReporter(v1::Role v1_role,
   return std::make_unique<Reporter>(std::move(options), channels, metrics);
 }
 
+void KvNode::Apply(const KvConfig& kv) {
+  WarnOfSmallQuotas(kv, layout);
+  pool->SetTenantQuotas(kv.tenant_quota_bytes, kv.tenant_quotas);
+}
+
 v1::Member KvNode::Self() const {
   v1::Member self;
   self.set_id(context.self.worker_id());
@@ -166,6 +177,11 @@ v1::Member KvNode::Self() const {
   self.set_pid(context.self.pid());
   self.set_host(context.self.host());
   return self;
+}
+
+void KvNode::SetRole(const std::string& now, bool accepted) {
+  role = now;
+  if (member && accepted) member->Join(Self());
 }
 
 v1::DescribeReply KvNode::Describe(v1::Role role) const {

@@ -44,8 +44,13 @@ struct KvNode {
   // accepts this process, it is known in etcd, too, where there is one.
   std::unique_ptr<Reporter> MakeReporter(v1::Role role, std::function<void(v1::WorkerReport&)> fill);
   v1::DescribeReply Describe(v1::Role role) const;
+  // Tenants' quotas from now on (see BlockPool::SetTenantQuotas).
+  void Apply(const KvConfig& kv);
   // As etcd knows it.
   v1::Member Self() const;
+  // Known under this role from now on, in etcd, too, while a scheduler accepts this process. To be called on
+  // the reporter's thread.
+  void SetRole(const std::string& role, bool accepted);
   // The gRPC server listens, on this port of `listen`'s host.
   void SetListening(const std::string& listen, int port);
 

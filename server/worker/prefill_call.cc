@@ -37,21 +37,29 @@ void PrefillCall::Start() {
   spdlog::debug("{}: prefill of {} tokens", log_name_, request_.prompt_size());
   absl::Status status = Check();
   if (status.ok()) {
-    status = context_.slots->Submit(
-        attempt_id_, [self = shared_from_this()] { return self->TryReserve(); }, batch_class());
+    // It is short, and others wait for it elsewhere: it keeps its slots.
+    status = context_.slots->Submit({.id = attempt_id_,
+                                     .tenant = request_.tenant(),
+                                     .batch_class = batch_class(),
+                                     .priority = request_.priority(),
+                                     .prompt_tokens = static_cast<uint32_t>(request_.prompt_size()),
+                                     .attempt = [self = shared_from_this()] { return self->TryReserve(); }});
   }
-  if (!status.ok()) {
-    std::lock_guard lock(mu_);
-    End(ToGrpc(status));
-  }
+  std::lock_guard lock(mu_);
+  if (!status.ok()) return End(ToGrpc(status));
+  place_.entered = true;
+  // Cancelled before it got in.
+  if (phase_ == Phase::kEnded && place_.Leave()) context_.slots->Released(attempt_id_);
 }
 
-bool PrefillCall::TryReserve() {
+SlotGrant PrefillCall::TryReserve() {
   std::unique_lock lock(mu_);
-  if (phase_ != Phase::kWaiting) return true;
+  if (phase_ != Phase::kWaiting) return {.granted = true};
+  place_.entered = true;
   if (!blocks_.TryReserve(static_cast<uint32_t>(request_.prompt_size()), /*reuse=*/true, batch_class())) {
-    return false;
+    return {.slots = blocks_.missing()};
   }
+  const SlotGrant grant{.granted = true, .slots = blocks_.held()};
   granted_ = context_.clock->Now();
   phase_ = Phase::kFetching;
   OfferPublished(0, blocks_.published());
@@ -63,7 +71,7 @@ bool PrefillCall::TryReserve() {
     loader->Start(
         [self = shared_from_this()](BlockLoader::Result result) { self->OnLoaded(std::move(result)); });
   }
-  return true;
+  return grant;
 }
 
 void PrefillCall::OfferPublished(uint32_t begin, uint32_t end) {
@@ -176,8 +184,13 @@ void PrefillCall::OnFinished(SequenceResult result) {
 }
 
 void PrefillCall::Cancel() {
+  bool leaves;
+  {
+    std::lock_guard lock(mu_);
+    leaves = place_.Leave();
+  }
   // Not under mu_: SlotQueue holds its lock while it calls TryReserve.
-  context_.slots->Cancel(attempt_id_);
+  if (leaves) context_.slots->Cancel(attempt_id_);
   Phase was;
   std::shared_ptr<BlockLoader> loader;
   {
@@ -202,6 +215,7 @@ void PrefillCall::End(grpc::Status status) {
     context_.fetch->ReleaseOffers(attempt_id_);
   }
   blocks_.Drop();
+  if (place_.Leave()) context_.slots->Released(attempt_id_);
   port_->Close(std::move(status));
   if (on_end_) std::exchange(on_end_, nullptr)();
 }

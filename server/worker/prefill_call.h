@@ -41,7 +41,7 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
 
   bool batch_class() const { return request_.request_class() == v1::REQUEST_CLASS_BATCH; }
   absl::Status Check();
-  bool TryReserve();
+  SlotGrant TryReserve();
   // Locks.
   void OnLoaded(BlockLoader::Result result);
   // The following hold mu_.
@@ -60,6 +60,7 @@ class PrefillCall final : public EngineSink, public std::enable_shared_from_this
   std::mutex mu_;
   std::function<void()> on_end_;
   Phase phase_ = Phase::kWaiting;
+  SlotQueue::Place place_;
   RequestBlocks blocks_;
   std::shared_ptr<BlockLoader> loader_;  // while it loads
   std::optional<uint32_t>

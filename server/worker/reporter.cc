@@ -1,7 +1,9 @@
 #include "server/worker/reporter.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
+#include <utility>
 
 #include "base/log.h"
 #include "server/rpc/kv_convert.h"
@@ -19,6 +21,15 @@ constexpr size_t kPageEntries = 1024;
 // Blocks of a snapshot that one report carries: with the events beside them (some 40 bytes each) it fits a
 // message. The rest follows in the next reports.
 constexpr int kMaxListedPerReport = 100'000;
+// Requests whose news a report that failed leaves to the next ones. The scheduler forgets the others in time.
+constexpr size_t kMaxUntold = 10'000;
+
+// `untold` goes before what came since.
+void PutBack(std::vector<std::string> untold, std::vector<std::string>& to) {
+  untold.insert(untold.end(), std::make_move_iterator(to.begin()), std::make_move_iterator(to.end()));
+  if (untold.size() > kMaxUntold) untold.erase(untold.begin(), untold.end() - kMaxUntold);
+  to = std::move(untold);
+}
 
 }  // namespace
 
@@ -49,6 +60,7 @@ void Reporter::Leave() {
   Stop();
   if (!status().ok()) return;  // it knows nothing of us
   v1::WorkerReport report = options_.base;
+  if (const auto last = told()) report.set_role(last->role);
   report.set_seq(++seq_);
   report.set_draining(true);
   report.set_snapshot(true);
@@ -71,6 +83,11 @@ void Reporter::Prefilled(const std::string& request_id) {
   wake_.notify_all();
 }
 
+void Reporter::Ended(const std::string& request_id) {
+  std::lock_guard lock(mu_);
+  ended_.push_back(request_id);
+}
+
 void Reporter::SetDraining() {
   std::lock_guard lock(mu_);
   draining_ = true;
@@ -81,6 +98,11 @@ void Reporter::SetDraining() {
 absl::Status Reporter::status() const {
   std::lock_guard lock(mu_);
   return status_;
+}
+
+std::optional<Reporter::Told> Reporter::told() const {
+  std::lock_guard lock(mu_);
+  return last_told_;
 }
 
 void Reporter::Run() {
@@ -186,24 +208,34 @@ absl::Status Reporter::SendOne() {
   if (scheduler != told_) snapshot_next_ = true;
   told_ = scheduler;
   v1::WorkerReport report = options_.base;
-  std::vector<std::string> prefilled;
+  std::vector<std::string> prefilled, ended;
   {
     std::lock_guard lock(mu_);
     report.set_draining(draining_);
     prefilled.swap(prefilled_);
+    ended.swap(ended_);
   }
   report.set_seq(++seq_);
   AddEvents(report);
   AddTiers(report);
   for (const std::string& id : prefilled) report.add_prefilled(id);
+  for (const std::string& id : ended) report.add_ended(id);
   options_.fill(report);
 
   v1::ReportReply reply;
   const absl::Status status = Send(report, kReportTimeout, reply);
-  // What a failed report carried is not repeated: the next one starts the view afresh.
+  // The blocks that a failed report carried are not repeated: the next one starts the view afresh.
   snapshot_next_ = !status.ok() || reply.resync();
   if (!snapshot_next_ && (host_cursor_ || disk_cursor_)) Nudge();  // there is more to tell
-  if (!status.ok()) failures_.Add();
+  if (!status.ok()) {
+    failures_.Add();
+    std::lock_guard lock(mu_);
+    PutBack(std::move(prefilled), prefilled_);
+    PutBack(std::move(ended), ended_);
+  } else {
+    std::lock_guard lock(mu_);
+    last_told_ = {report.role(), report.next_role(), report.draining()};
+  }
   return status;
 }
 

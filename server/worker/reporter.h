@@ -30,10 +30,11 @@ class Reporter {
     std::shared_ptr<SchedulerLocator> scheduler;
     std::string cluster_token;
     absl::Duration interval;
-    v1::WorkerReport base;      // role and model: the same in every report
+    v1::WorkerReport base;      // role and model, the same in every report unless `fill` says otherwise
     BlockPool* pool = nullptr;  // its slots, its blocks, and the event log of all tiers
     BlockTier* disk = nullptr;  // null: none
-    // Adds load and observations to a report; called on the reporter's thread.
+    // Adds load and observations to a report, and what has changed of role, next_role and draining; called on
+    // the reporter's thread.
     std::function<void(v1::WorkerReport&)> fill;
     // Called on the reporter's thread when what status() says has changed; may be empty.
     std::function<void(const absl::Status&)> on_status;
@@ -54,9 +55,18 @@ class Reporter {
   void Nudge();
   // A request's prefill ended: told to the scheduler in the next report, which is sent soon.
   void Prefilled(const std::string& request_id);
+  // A request that this worker decoded has ended: in the next report.
+  void Ended(const std::string& request_id);
   void SetDraining();
   // OK while the scheduler accepts this worker.
   absl::Status status() const;
+  // Of the last report that a scheduler accepted; nullopt: none yet.
+  struct Told {
+    v1::Role role = v1::ROLE_UNSPECIFIED;
+    v1::Role next_role = v1::ROLE_UNSPECIFIED;
+    bool draining = false;
+  };
+  std::optional<Told> told() const;
 
  private:
   void Run();
@@ -76,7 +86,8 @@ class Reporter {
   bool nudged_ = false;
   bool draining_ = false;
   absl::Status status_;
-  std::vector<std::string> prefilled_;
+  std::optional<Told> last_told_;
+  std::vector<std::string> prefilled_, ended_;
   // Only the thread's own:
   uint64_t seq_ = 0;
   SchedulerLocator::Place told_;  // who was told last

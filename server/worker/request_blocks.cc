@@ -1,19 +1,23 @@
 #include "server/worker/request_blocks.h"
 
 #include <algorithm>
+#include <iterator>
 #include <span>
 
+#include "absl/cleanup/cleanup.h"
 #include "base/status.h"
 
 namespace tidepool {
 
 RequestBlocks::RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt,
-                             BlockOwner owner)
+                             BlockOwner owner, bool resumed)
     : context_(context),
       root_(root),
       prompt_(std::move(prompt)),
       keys_(BlockKeys(root_, prompt_, context.layout.block_tokens)),
-      owner_(std::move(owner)) {}
+      owner_(std::move(owner)),
+      resumed_(resumed),
+      counted_(resumed) {}
 
 bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse, bool batch_class) {
   const std::span<const BlockKey> reusable_keys(keys_.data(), reuse ? reusable() : 0);
@@ -33,12 +37,12 @@ bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse, bool batch_cla
   }
   published_ = static_cast<uint32_t>(blocks_.size());
   const size_t total = (total_tokens + block_tokens() - 1) / block_tokens();
+  const size_t wanted = total - blocks_.size();
   const auto fits = [&] {
     if (!batch_class) return true;
     // One that needs more than three quarters runs once it is alone.
     const BlockPool::Stats now = context_.pool->stats();
-    return size_t{now.free} + now.evictable >= total - blocks_.size() + now.slots / 4 ||
-           now.leased == blocks_.size();
+    return size_t{now.free} + now.evictable >= wanted + now.slots / 4 || now.leased == blocks_.size();
   };
   absl::StatusOr<std::vector<BlockLease>> rest = absl::ResourceExhaustedError("kept for online requests");
   if (fits()) {
@@ -47,18 +51,22 @@ bool RequestBlocks::TryReserve(uint32_t total_tokens, bool reuse, bool batch_cla
     if (!rest.ok() && context_.store != nullptr) context_.store->DropQueued();
   }
   if (!rest.ok()) {
+    const BlockPool::Stats now = context_.pool->stats();
+    const size_t have = size_t{now.free} + now.evictable;
+    const size_t want = wanted + (batch_class ? now.slots / 4 : 0);
+    missing_ = want > have ? want - have : 1;
     Drop();
     published_ = 0;
     return false;
   }
   std::move(rest->begin(), rest->end(), std::back_inserter(blocks_));
-  own_.resize(blocks_.size());
   valid_.assign(keys_.size() + (has_tail() ? 1 : 0), false);
   std::fill_n(valid_.begin(), published_, true);
   if (context_.store != nullptr) {
     // What was not stored when it was sealed has its next chance.
     for (uint32_t i = 0; i < published_; ++i) context_.store->OfferAgain(keys_[i], blocks_[i]);
   }
+  if (resumed_) return true;
   context_.probe->host_query_tokens.Add(prompt_.size());
   context_.probe->host_hit_tokens.Add(size_t{published_} * block_tokens());
   return true;
@@ -127,9 +135,21 @@ void RequestBlocks::EndLoad(BlockLoader::Result result) {
       context_.store->OfferAgain(keys_[published_ + i], blocks_[published_ + i]);
   }
   published_ += result.loaded;
+  if (resumed_) LeaseFollowing();
   fetched_blocks_ += result.fetched;
   fetched_bytes_ += result.bytes;
   if (!result.transport.empty()) transport_ = result.transport;
+}
+
+void RequestBlocks::LeaseFollowing() {
+  std::vector<BlockLease> there =
+      context_.pool->LeaseMany(std::span(keys_).first(reusable()).subspan(published_), LeaseKind::kSequence);
+  for (BlockLease& lease : there) {
+    if (lease.empty()) break;
+    valid_[published_] = true;
+    std::swap(blocks_[published_++], lease);
+  }
+  BlockLease::DropAll(std::move(there));
 }
 
 PlannedFetch RequestBlocks::StartFetch(const std::string& attempt_id, uint32_t attempt,
@@ -143,12 +163,8 @@ PlannedFetch RequestBlocks::StartFetch(const std::string& attempt_id, uint32_t a
   spec.deadline = context_.clock->Now() + context_.config.transport.fetch_timeout;
   // What is still being computed may take as long as the whole prefill.
   if (growing) spec.deadline += context_.config.worker.prefill_timeout;
-  if (!peer.arena.empty()) {
-    // Where a block is read in the peer's memory, the slot here is given up only in Submit.
-    const std::span<const BlockLease> slots = std::span(blocks_).subspan(begin, end - begin);
-    std::vector<BlockLease> own = BlockLease::CloneAll(slots, LeaseKind::kSequence);
-    std::move(own.begin(), own.end(), own_.begin() + begin);
-  }
+  spec.keys.reserve(end - begin);
+  spec.slots.reserve(end - begin);
   for (uint32_t i = begin; i < end; ++i) {
     spec.keys.push_back(i < keys_.size() ? keys_[i] : TailKey());
     spec.slots.push_back(std::move(blocks_[i]));
@@ -165,51 +181,89 @@ bool RequestBlocks::EndFetch(const PlannedFetch& fetch, FetchResult result) {
   TP_CHECK(pending_ > 0);
   --pending_;
   bool all = result.status.ok();
-  bool in_place = false;
-  std::vector<BlockLease> unneeded;
-  for (size_t i = 0; i < result.slots.size(); ++i) {
+  // One by one only what is here: it may be thousands that are not.
+  const auto in_place = static_cast<uint32_t>(result.in_place.size());
+  for (size_t i = in_place; i < result.slots.size(); ++i) {
     blocks_[begin + i] = std::move(result.slots[i]);
     const bool filled = result.status.ok() && i < result.filled.size() && result.filled[i];
-    const bool foreign = !blocks_[begin + i].empty() && !blocks_[begin + i].writable();
-    in_place = in_place || (filled && foreign);
-    // Its own slot is back, or quarantined.
-    if (!foreign) unneeded.push_back(std::move(own_[begin + i]));
     valid_[begin + i] = filled;
     if (filled) ++fetched_blocks_;
     all = all && filled;
   }
-  BlockLease::DropAll(std::move(unneeded));
+  if (in_place > 0) {
+    std::fill_n(valid_.begin() + begin, in_place, true);
+    fetched_blocks_ += in_place;
+    result.slots.resize(in_place);
+    in_place_.push_back({{begin, std::move(result.in_place)}, std::move(result.slots)});
+  }
   if (result.status.ok()) {
     fetched_bytes_ += result.bytes;
     if (fetched_blocks_ > 0) transport_ = result.transport;
     // One that waited for the computation says nothing of the link, nor do blocks that stay where they are.
-    if (!fetch.growing && !in_place)
+    if (!fetch.growing && in_place == 0)
       context_.AddFetchSample({fetch.peer, Tier::kHost}, result.bytes, result.elapsed);
   }
   if (!all) context_.probe->fallback_fetch.Add();
   return all;
 }
 
+absl::Status RequestBlocks::TakeBlocks(SequenceSpec& spec) {
+  std::sort(in_place_.begin(), in_place_.end(),
+            [](const InPlace& a, const InPlace& b) { return a.blocks.begin < b.blocks.begin; });
+  const uint32_t usable = spec.computed_tokens / block_tokens();
+  std::vector<BlockLease> spare;
+  std::vector<size_t> lost;  // quarantined
+  size_t at = 0;
+  const auto find_lost = [&](size_t end) {
+    for (; at < end; ++at) {
+      if (blocks_[at].empty()) lost.push_back(at);
+    }
+  };
+  for (InPlace& there : in_place_) {
+    const uint32_t begin = there.blocks.begin;
+    const auto n = std::min(usable - std::min(usable, begin), static_cast<uint32_t>(there.own.size()));
+    // What is computed here is written here: another process's block behind a gap is of no use.
+    std::move(there.own.begin() + n, there.own.end(), blocks_.begin() + begin + n);
+    there.own.resize(n);
+    there.blocks.run.Shorten(n);
+    find_lost(begin);
+    at += n;
+    if (n > 0) spec.in_place.push_back(std::move(there.blocks));
+    if (spare.empty()) {
+      spare = std::move(there.own);
+    } else {
+      std::move(there.own.begin(), there.own.end(), std::back_inserter(spare));
+    }
+  }
+  in_place_.clear();
+  find_lost(blocks_.size());
+  for (const size_t i : lost) {
+    // Another one that was set aside for this request: it asks for none, so that a full pool ends nobody
+    // whose slot a peer has spoilt. What the answer gets later, the engine sees to.
+    if (!spare.empty()) {
+      blocks_[i] = std::move(spare.back());
+      spare.pop_back();
+    } else if (blocks_.size() > valid_.size()) {
+      blocks_[i] = std::move(blocks_.back());
+      blocks_.pop_back();
+    } else {
+      TP_ASSIGN_OR_RETURN(std::vector<BlockLease> fresh,
+                          context_.pool->Reserve(1, {.tenant = owner_.tenant}));
+      blocks_[i] = std::move(fresh[0]);
+    }
+  }
+  spec.blocks = std::exchange(blocks_, {});
+  BlockLease::DropAll(std::move(spare));
+  return absl::OkStatus();
+}
+
 absl::Status RequestBlocks::Submit(const std::string& attempt_id, const v1::Sampling& sampling,
                                    SequenceGoal goal, std::shared_ptr<EngineSink> sink) {
   // Whatever becomes of it, nothing is held here any more.
-  std::vector<BlockLease> own = std::exchange(own_, {});
+  const absl::Cleanup drop = [this] { Drop(); };
   SequenceSpec spec;
-  spec.blocks = std::exchange(blocks_, {});
   spec.computed_tokens = goal.first_token ? static_cast<uint32_t>(prompt_.size()) : ready_tokens();
-  for (size_t i = 0; i < spec.blocks.size(); ++i) {
-    BlockLease& block = spec.blocks[i];
-    // What is computed here is written here: another process's block behind a gap is of no use.
-    const bool usable = i < spec.computed_tokens / block_tokens();
-    if (!block.empty() && (usable || block.writable())) continue;
-    if (!block.empty() && !own[i].empty()) {
-      block = std::move(own[i]);
-      continue;
-    }
-    TP_ASSIGN_OR_RETURN(std::vector<BlockLease> fresh, context_.pool->Reserve(1, {.tenant = owner_.tenant}));
-    block = std::move(fresh[0]);
-  }
-  BlockLease::DropAll(std::move(own));
+  TP_RETURN_IF_ERROR(TakeBlocks(spec));
   FromProto(sampling, spec);
   spec.request_id = attempt_id;
   spec.tokens = prompt_;
@@ -229,8 +283,28 @@ absl::Status RequestBlocks::Submit(const std::string& attempt_id, const v1::Samp
   spec.constraint = std::move(goal.constraint);
   spec.batch_class = goal.batch_class;
   spec.priority = goal.priority;
+  spec.preemptible = goal.preemptible;
   spec.sink = std::move(sink);
   return context_.engine->Submit(std::move(spec));
+}
+
+absl::Status RequestBlocks::Resume(std::unique_ptr<PreemptedSequence>& sequence,
+                                   uint32_t keep_until_outputs) {
+  const absl::Cleanup drop = [this] { Drop(); };
+  SequenceSpec spec;
+  spec.computed_tokens = ready_tokens();
+  TP_RETURN_IF_ERROR(TakeBlocks(spec));
+  const uint32_t sealed = sequence->computed() / block_tokens();
+  if (sequence->has_tail() && spec.computed_tokens == sealed * block_tokens()) {
+    sequence->RestoreTail(spec.blocks[sealed].data());
+    // The last token gives the logits of the next: it is computed in any case.
+    spec.computed_tokens = std::min(sequence->computed(), static_cast<uint32_t>(prompt_.size()) - 1);
+  }
+  Engine::ResumeWith with{.blocks = std::move(spec.blocks),
+                          .published_blocks = published_,
+                          .computed_tokens = spec.computed_tokens,
+                          .keep_until_outputs = keep_until_outputs};
+  return context_.engine->Resume(std::move(sequence), std::move(with));
 }
 
 }  // namespace tidepool

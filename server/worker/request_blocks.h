@@ -35,6 +35,7 @@ struct SequenceGoal {
   std::unique_ptr<TokenConstraint> constraint;
   bool batch_class = false;
   int32_t priority = 0;  // as SequenceSpec's
+  bool preemptible = false;
 };
 
 // Whose blocks they are: what BlockInfo remembers of them, and quotas are charged by.
@@ -49,13 +50,20 @@ struct BlockOwner {
 // (its request's mutex guards it), but loads and fetches end on another thread: see MakeLoader, StartFetch.
 class RequestBlocks {
  public:
-  RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt, BlockOwner owner);
+  // `resumed`: the request has run here already, and was preempted: the pool counts no further use, and
+  // nobody a hit, of what it finds again. `prompt` is all that it is to go on behind then.
+  RequestBlocks(WorkerContext& context, BlockKey root, std::vector<int32_t> prompt, BlockOwner owner,
+                bool resumed = false);
 
   // Leases the prompt's published prefix (unless `reuse` is false: all of it is to be computed) and reserves
   // the rest of `total_tokens`. False: no slots now; nothing is held then. `batch_class`: leaves a quarter of
   // the pool to online requests, unless nobody else uses it. However often it is called, the pool counts one
   // use of the prefix.
   bool TryReserve(uint32_t total_tokens, bool reuse = true, bool batch_class = false);
+
+  // After TryReserve: the blocks that it holds, or how many it was short of (at least 1).
+  size_t held() const { return blocks_.size(); }
+  size_t missing() const { return missing_; }
 
   uint32_t block_tokens() const { return context_.layout.block_tokens; }
   const std::vector<int32_t>& prompt() const { return prompt_; }
@@ -100,28 +108,47 @@ class RequestBlocks {
   // BlockInfo of a sealed block of the prompt.
   BlockInfo InfoOf(uint32_t index) const;
 
-  // Hands the prompt and all leases to the engine. Slots that a failed fetch left quarantined are replaced.
-  // Errors: as Engine::Submit, ResourceExhausted where no slot is left; nothing is held here then either.
+  // Hands the prompt and all leases to the engine. Slots that a failed fetch left quarantined are replaced by
+  // others of the request's own: those set aside for blocks in place, or for the answer, and only where it
+  // has neither by one more of the pool. Errors: as Engine::Submit, ResourceExhausted where no slot is left;
+  // nothing is held here then either.
   absl::Status Submit(const std::string& attempt_id, const v1::Sampling& sampling, SequenceGoal goal,
                       std::shared_ptr<EngineSink> sink);
+  // Hands all leases to the engine for a sequence that was preempted, whose tokens are the prompt here, and
+  // with them the tail that was saved, where the blocks before it are here. Nothing is held here then.
+  // Errors: as Engine::Resume; ResourceExhausted, and `sequence` as it was: a slot was quarantined, and none
+  // is left.
+  absl::Status Resume(std::unique_ptr<PreemptedSequence>& sequence, uint32_t keep_until_outputs);
   // Gives back what is held here; what a fetch still holds comes back with its result.
   void Drop() {
     BlockLease::DropAll(std::exchange(blocks_, {}));
-    BlockLease::DropAll(std::exchange(own_, {}));
+    for (InPlace& there : std::exchange(in_place_, {})) BlockLease::DropAll(std::move(there.own));
   }
 
  private:
+  // What was handed over in place: `blocks_` is empty there.
+  struct InPlace {
+    InPlaceBlocks blocks;
+    // The slots that were set aside for them. Behind a gap they are computed here after all.
+    std::vector<BlockLease> own;
+  };
+
+  // What follows the loaded blocks may be here, behind a gap: an answer's, whose prompt was read in place.
+  void LeaseFollowing();
+  // Gives `spec` the blocks: in place what is usable, in slots of this pool the rest.
+  absl::Status TakeBlocks(SequenceSpec& spec);
+
   WorkerContext& context_;
   const BlockKey root_;
   const std::vector<int32_t> prompt_;
   const std::vector<BlockKey> keys_;
   const BlockOwner owner_;
   std::vector<BlockLease> blocks_;
-  // By block: the slot that was set aside for one that is read, or may come to be, in a peer's memory. Behind
-  // a gap it is computed here after all.
-  std::vector<BlockLease> own_;
+  std::vector<InPlace> in_place_;
   std::vector<bool> valid_;  // per block of the prompt
-  bool counted_ = false;     // as a use of what the pool has
+  const bool resumed_;
+  bool counted_;  // as a use of what the pool has
+  size_t missing_ = 0;
   uint32_t published_ = 0;
   std::array<uint32_t, kLoadedFrom> loaded_{};
   uint32_t parts_ = 0;

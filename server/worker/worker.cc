@@ -1,6 +1,7 @@
 #include "server/worker/worker.h"
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 
 #include "base/log.h"
@@ -12,6 +13,7 @@
 #include "server/worker/kv_node.h"
 #include "server/worker/load_progress.h"
 #include "server/worker/prefill_times.h"
+#include "server/worker/role_change.h"
 #include "server/worker/worker_context.h"
 #include "server/worker/worker_service.h"
 
@@ -65,8 +67,11 @@ struct WorkerServer::Impl {
   KvNode node;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<SlotQueue> slots;
+  AnswerLengths lengths;
   std::unique_ptr<Deadlines> deadlines;
   std::unique_ptr<Reporter> reporter;
+  std::optional<RoleChange> roles;
+  Counter* role_changes = nullptr;
   std::unique_ptr<WorkerService> service;
   std::unique_ptr<KvService> kv;
   RpcServer rpc;
@@ -80,6 +85,9 @@ struct WorkerServer::Impl {
   absl::Status StartEngineAndFetch();
   void StartLoads();
   void FillReport(v1::WorkerReport& report);
+  // Makes a change of role that is due, tells of it, and of one that is under way.
+  void FollowRole(v1::WorkerReport& report);
+  Gauge& Info(const std::string& role);
 };
 
 absl::Status WorkerServer::Impl::StartTiers() {
@@ -130,10 +138,20 @@ absl::Status WorkerServer::Impl::StartEngineAndFetch() {
   engine_options.pool = node.pool.get();
   engine_options.role = config.worker.role;
   engine_options.metrics = &metrics;
+  if (WriteBehind* const store = node.store.get(); store != nullptr) {
+    engine_options.on_short = [store] { store->DropQueued(); };
+  }
   TP_ASSIGN_OR_RETURN(engine, Engine::Start(std::move(engine_options)));
   context.engine = engine.get();
-  slots = std::make_unique<SlotQueue>(config.engine.max_waiting, metrics);
+  slots = std::make_unique<SlotQueue>(SlotCore::Options{.max_waiting = config.engine.max_waiting,
+                                                        .order = *ParseQueueOrder(config.engine.order),
+                                                        .preempt = config.engine.preemption != "off"},
+                                      metrics);
   context.slots = slots.get();
+  context.lengths = &lengths;
+  context.prefill_seconds = [this](uint64_t new_tokens, uint64_t cached) {
+    return prefill_times.Seconds(new_tokens, cached);
+  };
   StartLoads();
   return absl::OkStatus();
 }
@@ -163,8 +181,36 @@ void WorkerServer::Impl::StartLoads() {
   context.loads = &loads;
 }
 
+Gauge& WorkerServer::Impl::Info(const std::string& role) {
+  return metrics.AddGauge("tidepool_engine_info", "What this worker computes with; 1 for the role it has.",
+                          {{"role", role},
+                           {"model", context.model->name},
+                           {"kv_dtype", std::string(DTypeName(context.layout.dtype))},
+                           {"block_tokens", std::to_string(context.layout.block_tokens)}});
+}
+
+void WorkerServer::Impl::FollowRole(v1::WorkerReport& report) {
+  const std::optional<Reporter::Told> last = reporter->told();
+  std::optional<RoleChange::State> told;
+  if (last) told = {.role = last->role, .next = last->next_role};
+  roles->Advance(told, service->active_by_kind(), context.clock->Now());
+  const RoleChange::State state = roles->Get();
+  report.set_role(state.role);
+  report.set_next_role(state.next);
+  // Nobody is to be placed here until it has changed.
+  if (state.changing()) report.set_draining(true);
+  if (const std::string role = RoleText(state.role); role != node.role) {
+    Info(node.role).Set(0);
+    Info(role).Set(1);
+    role_changes->Add();
+    node.SetRole(role, reporter->status().ok());
+  }
+}
+
 void WorkerServer::Impl::FillReport(v1::WorkerReport& report) {
+  FollowRole(report);
   const EngineStats stats = engine->stats();
+  report.set_preempts(context.config.engine.preemption != "off");
   report.set_running(stats.running);
   report.set_waiting(stats.waiting + static_cast<uint32_t>(slots->waiting()));
   report.set_queued_prefill_tokens(stats.queued_prefill_tokens);
@@ -212,11 +258,15 @@ absl::Status WorkerServer::Impl::Start() {
 
   reporter = node.MakeReporter(role, [this](v1::WorkerReport& report) { FillReport(report); });
   context.reporter = reporter.get();
-  service = std::make_unique<WorkerService>(context, node.Describe(role));
+  roles.emplace(role);
+  role_changes =
+      &metrics.AddCounter("tidepool_worker_role_changes_total", "Times that this worker's role has changed.");
+  service = std::make_unique<WorkerService>(context, *roles, *node.scheduler, node.Describe(role));
   kv = std::make_unique<KvService>(node.context, metrics);
   TP_ASSIGN_OR_RETURN(rpc, StartRpcServer(config.worker.listen, {service.get(), kv.get()}));
   node.SetListening(config.worker.listen, rpc.port);
   context.self.set_grpc(node.context.self.grpc());
+  Info(node.role).Set(1);
   reporter->Start(context.self);
   TP_ASSIGN_OR_RETURN(admin, StartAdminServer(config.worker.metrics_listen, metrics, [this] {
                         const absl::Status registered = reporter->status();
@@ -225,13 +275,6 @@ absl::Status WorkerServer::Impl::Start() {
                         report.checks.emplace_back("accepting", service->draining() ? "draining" : "");
                         return report;
                       }));
-  metrics
-      .AddGauge("tidepool_engine_info", "What this worker computes with; always 1.",
-                {{"role", config.worker.role},
-                 {"model", context.model->name},
-                 {"kv_dtype", std::string(DTypeName(context.layout.dtype))},
-                 {"block_tokens", std::to_string(context.layout.block_tokens)}})
-      .Set(1);
   metrics.AddCollector([this, &active = metrics.AddGauge("tidepool_worker_requests_active",
                                                          "Requests whose outcome is open.")] {
     active.Set(service->active());
@@ -257,6 +300,14 @@ int WorkerServer::port() const { return impl_->rpc.port; }
 int WorkerServer::metrics_port() const { return impl_->admin->port(); }
 const std::string& WorkerServer::id() const { return impl_->context.self.worker_id(); }
 bool WorkerServer::ready() const { return impl_->reporter->status().ok() && !impl_->service->draining(); }
+bool WorkerServer::wants_to_end() const {
+  if (!impl_->service->end_process() || impl_->service->active() > 0 || impl_->node.fetch->offers() > 0)
+    return false;
+  // Whom the scheduler sends here yet would have to go elsewhere.
+  const std::optional<Reporter::Told> last = impl_->reporter->told();
+  return !impl_->reporter->status().ok() || (last && last->draining);
+}
+void WorkerServer::Apply(const KvConfig& kv) { impl_->node.Apply(kv); }
 void WorkerServer::BeginDrain() { impl_->service->BeginDrain(); }
 
 void WorkerServer::Shutdown(absl::Duration grace) {

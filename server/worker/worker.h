@@ -30,6 +30,12 @@ class WorkerServer {
   const std::string& id() const;
   // Accepted by the scheduler and not draining: what /readyz says.
   bool ready() const;
+  // It was drained with the wish that its process ends (Worker.Drain), and nothing runs here any more, nor
+  // does anybody have blocks to fetch that were promised.
+  bool wants_to_end() const;
+
+  // Tenants' quotas from now on. From any thread.
+  void Apply(const KvConfig& kv);
 
   // Refuses new requests and tells the scheduler; those in flight go on. Idempotent.
   void BeginDrain();

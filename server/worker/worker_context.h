@@ -18,6 +18,7 @@
 #include "server/engine/engine.h"
 #include "server/model/model.h"
 #include "server/rpc/rpc.h"
+#include "server/worker/answer_lengths.h"
 #include "server/worker/block_loader.h"
 #include "server/worker/constraint_factory.h"
 #include "server/worker/reporter.h"
@@ -57,6 +58,8 @@ struct WorkerContext {
   FetchNode* fetch = nullptr;
   Reporter* reporter = nullptr;
   SlotQueue* slots = nullptr;
+  AnswerLengths* lengths = nullptr;
+  PrefillCost prefill_seconds;  // thread-safe; null: not known
   ChannelCache* channels = nullptr;
   ConstraintFactory* constraints = nullptr;
   const BlockLoader::Environment* loads = nullptr;  // null: nothing is loaded (config.kv.load is never)

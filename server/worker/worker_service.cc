@@ -1,6 +1,7 @@
 #include "server/worker/worker_service.h"
 
 #include "base/log.h"
+#include "base/status.h"
 #include "server/worker/generate_call.h"
 #include "server/worker/kv_node.h"
 #include "server/worker/prefill_call.h"
@@ -31,8 +32,9 @@ void MergePrefill(v1::PrefillEvent& pending, v1::PrefillEvent&& next) {
 
 }  // namespace
 
-WorkerService::WorkerService(WorkerContext& context, v1::DescribeReply description)
-    : context_(context), description_(std::move(description)) {}
+WorkerService::WorkerService(WorkerContext& context, RoleChange& roles, SchedulerLocator& scheduler,
+                             v1::DescribeReply description)
+    : context_(context), roles_(roles), scheduler_(scheduler), description_(std::move(description)) {}
 
 absl::Status WorkerService::Admit(const grpc::CallbackServerContext& rpc, bool role_fits,
                                   const char* what) const {
@@ -40,7 +42,7 @@ absl::Status WorkerService::Admit(const grpc::CallbackServerContext& rpc, bool r
   if (draining_) return absl::UnavailableError(context_.self.worker_id() + " is draining");
   if (!role_fits) {
     return absl::FailedPreconditionError(context_.self.worker_id() + " has role " +
-                                         context_.config.worker.role + " and does not " + what);
+                                         RoleText(roles_.Get().role) + " and does not " + what);
   }
   return absl::OkStatus();
 }
@@ -48,18 +50,19 @@ absl::Status WorkerService::Admit(const grpc::CallbackServerContext& rpc, bool r
 template <typename Call, typename Event, typename Request>
 grpc::ServerWriteReactor<Event>* WorkerService::StartCall(grpc::CallbackServerContext* rpc,
                                                           const Request* request,
-                                                          void (*merge)(Event&, Event&&),
+                                                          void (*merge)(Event&, Event&&), uint32_t& active,
                                                           absl::Status admitted) {
   auto port = std::make_shared<StreamPort<Event>>();
   std::shared_ptr<Call> call;
   if (admitted.ok()) {
     {
       std::lock_guard lock(mu_);
-      ++active_;
+      ++active;
     }
-    call = std::make_shared<Call>(context_, *request, TraceOf(*rpc), port, [this] {
+    call = std::make_shared<Call>(context_, *request, TraceOf(*rpc), port, [this, &active] {
       std::lock_guard lock(mu_);
-      if (--active_ == 0) idle_.notify_all();
+      --active;
+      if (active_.generate + active_.prefill == 0) idle_.notify_all();
     });
   }
   auto* writer = new StreamWriter<Event>(
@@ -79,14 +82,15 @@ grpc::ServerWriteReactor<Event>* WorkerService::StartCall(grpc::CallbackServerCo
 
 grpc::ServerWriteReactor<v1::WorkerGenerateEvent>* WorkerService::Generate(
     grpc::CallbackServerContext* rpc, const v1::WorkerGenerateRequest* request) {
-  return StartCall<GenerateCall>(rpc, request, MergeGenerate,
-                                 Admit(*rpc, description_.role() != v1::ROLE_PREFILL, "decode"));
+  return StartCall<GenerateCall>(rpc, request, MergeGenerate, active_.generate,
+                                 Admit(*rpc, roles_.TakesGenerate(context_.clock->Now()), "decode"));
 }
 
 grpc::ServerWriteReactor<v1::PrefillEvent>* WorkerService::Prefill(grpc::CallbackServerContext* rpc,
                                                                    const v1::PrefillRequest* request) {
-  return StartCall<PrefillCall>(rpc, request, MergePrefill,
-                                Admit(*rpc, description_.role() != v1::ROLE_DECODE, "prefill for others"));
+  return StartCall<PrefillCall>(
+      rpc, request, MergePrefill, active_.prefill,
+      Admit(*rpc, roles_.TakesPrefill(context_.clock->Now()), "prefill for others"));
 }
 
 grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* rpc,
@@ -95,6 +99,9 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* r
   const absl::Status token = CheckClusterToken(*rpc, context_.config.cluster.token);
   if (token.ok()) {
     *reply = description_;
+    const RoleChange::State role = roles_.Get();
+    reply->set_role(role.role);
+    reply->set_next_role(role.next);
     *reply->mutable_address() = context_.self;
     FillCounts(*context_.pool, *context_.fetch, *reply);
     const EngineStats engine = context_.engine->stats();
@@ -105,12 +112,37 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* r
   return reactor;
 }
 
-grpc::ServerUnaryReactor* WorkerService::Drain(grpc::CallbackServerContext* rpc, const v1::DrainRequest*,
-                                               v1::DrainReply*) {
+grpc::ServerUnaryReactor* WorkerService::Drain(grpc::CallbackServerContext* rpc,
+                                               const v1::DrainRequest* request, v1::DrainReply*) {
   auto* reactor = rpc->DefaultReactor();
   const absl::Status token = CheckClusterToken(*rpc, context_.config.cluster.token);
-  if (token.ok()) BeginDrain();
+  if (token.ok()) {
+    BeginDrain();
+    if (request->end_process()) end_process_ = true;
+  }
   reactor->Finish(ToGrpc(token));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* WorkerService::SetRole(grpc::CallbackServerContext* rpc,
+                                                 const v1::SetRoleRequest* request, v1::SetRoleReply* reply) {
+  auto* reactor = rpc->DefaultReactor();
+  const absl::Status status = [&]() -> absl::Status {
+    TP_RETURN_IF_ERROR(CheckClusterToken(*rpc, context_.config.cluster.token));
+    // A scheduler's orders say which term it leads; an operator's have none.
+    if (const uint64_t term = SchedulerTermOf(*rpc); term != 0 && !scheduler_.Obey(term)) {
+      return absl::FailedPreconditionError("the scheduler of term " + std::to_string(term) +
+                                           " does not lead any more; another one gives orders now");
+    }
+    if (draining_)
+      return absl::FailedPreconditionError(context_.self.worker_id() + " drains; it will not change");
+    TP_ASSIGN_OR_RETURN(const RoleChange::State state, roles_.Order(request->role()));
+    reply->set_role(state.role);
+    reply->set_next_role(state.next);
+    context_.reporter->Nudge();
+    return absl::OkStatus();
+  }();
+  reactor->Finish(ToGrpc(status));
   return reactor;
 }
 
@@ -120,14 +152,20 @@ void WorkerService::BeginDrain() {
   context_.reporter->SetDraining();
 }
 
-uint32_t WorkerService::active() const {
+RoleChange::Active WorkerService::active_by_kind() const {
   std::lock_guard lock(mu_);
   return active_;
 }
 
+uint32_t WorkerService::active() const {
+  const RoleChange::Active active = active_by_kind();
+  return active.generate + active.prefill;
+}
+
 bool WorkerService::WaitIdle(absl::Duration timeout) const {
   std::unique_lock lock(mu_);
-  return idle_.wait_for(lock, absl::ToChronoNanoseconds(timeout), [&] { return active_ == 0; });
+  return idle_.wait_for(lock, absl::ToChronoNanoseconds(timeout),
+                        [&] { return active_.generate + active_.prefill == 0; });
 }
 
 }  // namespace tidepool

@@ -86,7 +86,7 @@ WriteBehind::~WriteBehind() {
 }
 
 void WriteBehind::Offer(const BlockKey& key, const BlockLease& lease) {
-  if (lease.empty() || !lease.writable()) return;
+  if (lease.empty()) return;
   Impl& s = *impl_;
   std::lock_guard lock(s.mu);
   if (s.stop || s.known.contains(key)) return;

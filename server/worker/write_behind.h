@@ -38,7 +38,7 @@ class WriteBehind {
   ~WriteBehind();
 
   // Block `key`, published in the pool, is to be stored if it is not yet. Never blocks: for the engine's
-  // thread. A block of another process is its owner's to store.
+  // thread.
   void Offer(const BlockKey& key, const BlockLease& lease);
   // A use of such a block: offered, unless the tier has it; that counts as a use, too (Options::used).
   void OfferAgain(const BlockKey& key, const BlockLease& lease);

@@ -11,14 +11,17 @@ namespace {
 TEST(Deadlines, CallsInTheOrderOfTime) {
   Deadlines deadlines;
   const absl::Time now = Clock::Real().Now();
-  std::promise<void> done;
+  std::promise<void> all_there, done;
   std::string order;
+  // Nothing is called before all are there, however long that takes.
+  deadlines.At(now, [&] { all_there.get_future().wait(); });
   deadlines.At(now + absl::Milliseconds(30), [&] {
     order += 'c';
     done.set_value();
   });
   deadlines.At(now + absl::Milliseconds(10), [&] { order += 'a'; });
   deadlines.At(now + absl::Milliseconds(20), [&] { order += 'b'; });
+  all_there.set_value();
   ASSERT_EQ(done.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
   EXPECT_EQ(order, "abc");
   EXPECT_GE(Clock::Real().Now(), now + absl::Milliseconds(30));

@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "kvstore/keys.h"
@@ -24,6 +25,12 @@ class FakeScheduler final : public v1::Scheduler::Service {
  public:
   grpc::Status Report(grpc::ServerContext*, const v1::WorkerReport* report, v1::ReportReply*) override {
     std::lock_guard lock(mu_);
+    std::vector<std::string>& ended = refuses_ ? refused_ended_ : ended_;
+    ended.insert(ended.end(), report->ended().begin(), report->ended().end());
+    if (!refuses_)
+      prefilled_.insert(prefilled_.end(), report->prefilled().begin(), report->prefilled().end());
+    changed_.notify_all();
+    if (refuses_) return {grpc::StatusCode::UNAVAILABLE, "as the test says"};
     if (report->snapshot()) {
       keys_.clear();
       ++snapshots_;
@@ -40,6 +47,19 @@ class FakeScheduler final : public v1::Scheduler::Service {
     changed_.notify_all();
     return grpc::Status::OK;
   }
+  void Refuse(bool refuses) {
+    std::lock_guard lock(mu_);
+    refuses_ = refuses;
+  }
+  // Until `n` ends were told in reports that were accepted, or refused.
+  bool WaitEnded(size_t n, bool refused) {
+    std::unique_lock lock(mu_);
+    return changed_.wait_for(lock, std::chrono::seconds(60),
+                             [&] { return (refused ? refused_ended_ : ended_).size() >= n; });
+  }
+  // Without what came twice in a row: of a report whose answer was late.
+  std::vector<std::string> ended() { return Once(ended_); }
+  std::vector<std::string> prefilled() { return Once(prefilled_); }
   bool WaitKeys(size_t n) {
     std::unique_lock lock(mu_);
     return changed_.wait_for(lock, std::chrono::seconds(60), [&] { return keys_.size() == n; });
@@ -62,9 +82,18 @@ class FakeScheduler final : public v1::Scheduler::Service {
   }
 
  private:
+  std::vector<std::string> Once(const std::vector<std::string>& of) {
+    std::lock_guard lock(mu_);
+    std::vector<std::string> out = of;
+    out.erase(std::unique(out.begin(), out.end()), out.end());
+    return out;
+  }
+
   std::mutex mu_;
   std::condition_variable changed_;
   std::set<std::string> keys_;
+  std::vector<std::string> ended_, refused_ended_, prefilled_;
+  bool refuses_ = false;
   int snapshots_ = 0, largest_ = 0;
   bool draining_ = false;
 };
@@ -130,6 +159,32 @@ TEST(ReporterTest, WhoLeavesHoldsNothingForOthersAnyMore) {
     EXPECT_EQ(scheduler.keys(), 0u);
     EXPECT_TRUE(scheduler.draining());
     EXPECT_EQ(pool->stats().published, 1u);
+  }
+  server.server->Shutdown();
+  server.server->Wait();
+}
+
+TEST(ReporterTest, WhatAReportThatFailedSaidOfRequestsIsSaidAgainInOrder) {
+  MetricRegistry metrics;
+  auto pool = BlockPool::Create({.layout = kLayout, .slots = 10, .metrics = &metrics}).value();
+  FakeScheduler scheduler;
+  scheduler.Refuse(true);
+  const RpcServer server = StartRpcServer("127.0.0.1:0", &scheduler).value();
+  ChannelCache channels;
+  {
+    Reporter reporter(ReportTo(server, *pool), channels, metrics);
+    reporter.Prefilled("a");
+    reporter.Ended("a");
+    reporter.Start({});
+    ASSERT_TRUE(scheduler.WaitEnded(2, /*refused=*/true)) << "said again while it is refused";
+    reporter.Prefilled("b");
+    reporter.Ended("b");
+    scheduler.Refuse(false);
+    ASSERT_TRUE(scheduler.WaitEnded(2, /*refused=*/false));
+    reporter.Ended("c");
+    ASSERT_TRUE(scheduler.WaitEnded(3, /*refused=*/false));
+    EXPECT_EQ(scheduler.ended(), (std::vector<std::string>{"a", "b", "c"}));
+    EXPECT_EQ(scheduler.prefilled(), (std::vector<std::string>{"a", "b"}));
   }
   server.server->Shutdown();
   server.server->Wait();

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -57,7 +58,19 @@ class ListeningScheduler final : public v1::Scheduler::Service {
     if (absl::Status s = CheckClusterToken(*rpc, kToken); !s.ok()) return ToGrpc(s);
     std::lock_guard lock(mu_);
     addresses_[report->address().worker_id()] = report->address();
+    last_[report->address().worker_id()] = *report;
     return grpc::Status::OK;
+  }
+  // Until the last report of `id` is as `holds` wants it.
+  bool WaitFor(const std::string& id, const std::function<bool(const v1::WorkerReport&)>& holds) {
+    for (int i = 0; i < 6000; ++i) {
+      {
+        std::lock_guard lock(mu_);
+        if (auto it = last_.find(id); it != last_.end() && holds(it->second)) return true;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
   }
   void Forget() {
     std::lock_guard lock(mu_);
@@ -78,6 +91,7 @@ class ListeningScheduler final : public v1::Scheduler::Service {
  private:
   std::mutex mu_;
   std::map<std::string, v1::WorkerAddress> addresses_;
+  std::map<std::string, v1::WorkerReport> last_;
 };
 
 struct Answer {
@@ -920,6 +934,273 @@ TEST_F(WorkerTest, MoreRequestsThanSlotsWaitTheirTurn) {
   ExpectIdle("w");
 }
 
+class WorkerPreemptionTest : public WorkerTest {
+ protected:
+  // A worker of 20 slots, which 256 tokens fit in, and one with room for all, to compare with.
+  void StartTiny(const std::string& preemption, const std::string& role = "both") {
+    StartWorker("both", "calm");
+    Config config = MakeConfig(role, "tiny");
+    config.kv.host_bytes = model_.block_bytes(16) * 20;
+    config.model.max_model_len = 256;
+    config.engine.preemption = preemption;
+    config.engine.max_waiting = 64;
+    StartWorker(config);
+    role_ = role;
+  }
+  uint64_t Counted(const std::string& name, Labels labels = {}) {
+    labels["role"] = role_;
+    return metrics_.back()->AddCounter(name, "", labels).value();
+  }
+  uint64_t Preemptions() {
+    return Counted("tidepool_engine_preemptions_total", {{"how", "swap"}}) +
+           Counted("tidepool_engine_preemptions_total", {{"how", "recompute"}});
+  }
+  void ExpectNothingSwapped() {
+    auto& swapped =
+        metrics_.back()->AddGauge("tidepool_pool_leases", "", {{"tier", "host"}, {"kind", "swapped"}});
+    // Who is preempted as it leaves gives up what was kept a little later.
+    for (int i = 0; i < 500 && swapped.value() != 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_EQ(swapped.value(), 0);
+    ExpectIdle("tiny");
+  }
+  // What a worker with room for everything answers.
+  std::vector<int32_t> Calm(v1::WorkerGenerateRequest request) {
+    request.set_request_id("calm " + request.request_id());
+    const Answer answer = Ask("calm", request);
+    EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+    return answer.tokens;
+  }
+  std::string role_;
+};
+
+TEST_F(WorkerPreemptionTest, ABatchRequestGivesItsSlotsUpToAnOnlineOneAndEndsAllTheSame) {
+  for (const char* mode : {"auto", "recompute"}) {
+    StartTiny(mode);
+    auto batch = MakeRequest(Prompt(30, 1), 220);  // 16 of 20 blocks
+    batch.set_request_class(v1::REQUEST_CLASS_BATCH);
+    batch.mutable_sampling()->set_temperature(1);
+    batch.mutable_sampling()->set_seed(7);
+    batch.mutable_sampling()->set_repetition_penalty(1.2f);
+    const auto online = MakeRequest(Prompt(100, 2), 20);  // 8 blocks
+    const std::vector<int32_t> batch_alone = Calm(batch), online_alone = Calm(online);
+    // Until the one came while the other ran: on a busy machine it may come too late.
+    for (int i = 0; i < 200 && Preemptions() == 0; ++i) {
+      Answer slow;
+      batch.set_request_id("batch " + std::to_string(i) + mode);
+      batch.set_salt(batch.request_id());  // computed again each time
+      std::atomic<bool> over{false};
+      std::thread client([&] {
+        slow = Ask("tiny", batch);
+        over = true;
+      });
+      while (!over && Describe("tiny").slots_leased() == 0) std::this_thread::yield();
+      auto now = online;
+      now.set_request_id("online " + std::to_string(i) + mode);
+      const Answer fast = Ask("tiny", now);
+      client.join();
+      ASSERT_TRUE(fast.status.ok()) << fast.status.error_message();
+      ASSERT_TRUE(slow.status.ok()) << slow.status.error_message();
+      EXPECT_EQ(fast.tokens, online_alone);
+      EXPECT_EQ(slow.tokens, batch_alone);
+    }
+    EXPECT_GT(Preemptions(), 0u);
+    ExpectNothingSwapped();
+    workers_.clear();
+    metrics_.clear();
+    scheduler_.Forget();
+  }
+}
+
+TEST_F(WorkerPreemptionTest, RandomRequestsInATinyPoolAnswerAsAlone) {
+  StartTiny("auto");
+  Rng rng(5);
+  constexpr size_t kRequests = 60;
+  std::vector<v1::WorkerGenerateRequest> requests;
+  std::vector<std::vector<int32_t>> alone;
+  for (size_t i = 0; i < kRequests; ++i) {
+    auto request =
+        MakeRequest(Prompt(1 + rng.Below(150), rng.Below(20)), 1 + static_cast<uint32_t>(rng.Below(100)));
+    request.set_tenant(std::string(1, static_cast<char>('a' + rng.Below(3))));
+    if (rng.Chance(0.5)) request.set_request_class(v1::REQUEST_CLASS_BATCH);
+    request.set_priority(static_cast<int32_t>(rng.Below(3)));
+    if (rng.Chance(0.5)) {
+      request.mutable_sampling()->set_temperature(1);
+      request.mutable_sampling()->set_seed(i);
+      request.mutable_sampling()->set_presence_penalty(0.5f);
+    }
+    if (rng.Chance(0.2)) request.mutable_sampling()->set_grammar(Grammar("[ab]{20,40}"));
+    alone.push_back(Calm(request));
+    requests.push_back(std::move(request));
+  }
+  std::vector<Answer> answers(kRequests);
+  std::atomic<size_t> next{0};
+  std::vector<std::thread> clients;
+  for (int c = 0; c < 12; ++c) {
+    clients.emplace_back([&] {
+      for (size_t i; (i = next++) < kRequests;) answers[i] = Ask("tiny", requests[i]);
+    });
+  }
+  for (auto& c : clients) c.join();
+  for (size_t i = 0; i < kRequests; ++i) {
+    EXPECT_TRUE(answers[i].status.ok()) << answers[i].status.error_message();
+    EXPECT_EQ(answers[i].tokens, alone[i]) << "request " << i;
+  }
+  EXPECT_GT(Preemptions(), 0u);
+  ExpectNothingSwapped();
+}
+
+// Short answers were seen so far, so that little is reserved; the long ones that follow outgrow it together.
+TEST_F(WorkerPreemptionTest, AnswersThatOutgrowWhatWasExpectedWaitForEachOtherAndAllEnd) {
+  StartTiny("auto");
+  std::vector<v1::WorkerGenerateRequest> shorts, requests;
+  for (int i = 0; i < 25; ++i) {
+    shorts.push_back(MakeRequest(Prompt(20, 50 + i), 200));
+    shorts.back().mutable_sampling()->add_stop_token_ids(Calm(shorts.back())[1]);
+  }
+  std::vector<std::vector<int32_t>> alone;
+  for (size_t i = 0; i < 6; ++i) {
+    requests.push_back(MakeRequest(Prompt(20, 100 + i), 230));  // 16 blocks in the end, 6 at first
+    alone.push_back(Calm(requests.back()));
+  }
+  // On a busy machine they may come one after another. What is known of a tenant's answers then is of no use.
+  for (int round = 0; round < 50 && Preemptions() == 0; ++round) {
+    const std::string tenant = "t" + std::to_string(round);
+    for (auto request : shorts) {
+      request.set_tenant(tenant);
+      request.set_request_id(request.request_id() + tenant);
+      const Answer answer = Ask("tiny", request);
+      ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+      ASSERT_EQ(answer.finish_reason, "stop");
+    }
+    std::vector<Answer> answers(requests.size());
+    std::vector<std::thread> clients;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      auto request = requests[i];
+      request.set_request_id(request.request_id() + "." + std::to_string(round));
+      clients.emplace_back([&, i, request] { answers[i] = Ask("tiny", request); });
+    }
+    for (auto& c : clients) c.join();
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_TRUE(answers[i].status.ok()) << answers[i].status.error_message();
+      EXPECT_EQ(answers[i].tokens, alone[i]) << "request " << i;
+    }
+  }
+  EXPECT_GT(Preemptions(), 0u) << "more of them began than could have ended together";
+  ExpectNothingSwapped();
+}
+
+TEST_F(WorkerPreemptionTest, AnAttemptThatIsHereAlreadyIsRefusedAndDoesNotEndTheOther) {
+  StartTiny("auto");
+  const auto any = MakeRequest(Prompt(80, 1), 170);  // 16 of 20 blocks: one runs, one waits
+  bool refused = false;
+  for (int round = 0; round < 200 && !refused; ++round) {
+    std::array<v1::WorkerGenerateRequest, 2> requests{any, any};
+    std::array<Answer, 2> answers;
+    std::atomic<int> over{0};
+    std::vector<std::thread> clients;
+    for (size_t i = 0; i < 2; ++i) {
+      requests[i].set_request_id("r " + std::to_string(round) + " " + std::to_string(i));
+      requests[i].set_salt(requests[i].request_id());
+      clients.emplace_back([&, i] {
+        answers[i] = Ask("tiny", requests[i]);
+        ++over;
+      });
+    }
+    const auto both_are_there = [&] {
+      const v1::DescribeReply now = Describe("tiny");
+      return now.running() > 0 && now.waiting() > 0;
+    };
+    bool both = false;
+    while (over == 0 && !both) both = both_are_there();
+    if (both) {
+      for (const auto& again : requests) {
+        const Answer answer = Ask("tiny", again);  // ended meanwhile: it may be asked again
+        if (answer.status.ok()) continue;
+        EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+        refused = true;
+      }
+    }
+    for (auto& c : clients) c.join();
+    for (const Answer& answer : answers) EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  }
+  EXPECT_TRUE(refused);
+  ExpectNothingSwapped();
+}
+
+TEST_F(WorkerPreemptionTest, WhatWasHandedOverInPlaceIsFoundAgain) {
+  Config prefill = MakeConfig("prefill", "p");
+  prefill.transport.share_arena = true;
+  StartWorker(prefill);
+  StartWorker("both", "calm");
+  Config config = MakeConfig("decode", "tiny");
+  config.transport.share_arena = true;
+  config.kv.host_bytes = model_.block_bytes(16) * 20;
+  config.model.max_model_len = 256;
+  StartWorker(config);
+  role_ = "decode";
+  std::vector<v1::WorkerGenerateRequest> requests;
+  std::vector<std::vector<int32_t>> alone;
+  for (size_t i = 0; i < 16; ++i) {
+    requests.push_back(MakeRequest(Prompt(40 + 5 * i, 300 + i), 100));
+    if (i % 2 == 0) requests.back().set_request_class(v1::REQUEST_CLASS_BATCH);
+    alone.push_back(Calm(requests.back()));
+    *requests.back().mutable_prefill() = scheduler_.AddressOf("p");
+  }
+  for (int round = 0; round < 50 && Preemptions() == 0; ++round) {
+    std::vector<Answer> answers(requests.size());
+    std::vector<std::thread> clients;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      auto request = requests[i];
+      request.set_request_id(request.request_id() + "." + std::to_string(round));
+      request.set_salt(request.request_id());
+      clients.emplace_back([&, i, request] { answers[i] = Ask("tiny", request); });
+    }
+    for (auto& c : clients) c.join();
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_TRUE(answers[i].status.ok()) << answers[i].status.error_message();
+      EXPECT_EQ(answers[i].tokens, alone[i]) << "request " << i;
+    }
+  }
+  EXPECT_GT(Preemptions(), 0u);
+  ExpectNothingSwapped();
+  ExpectIdle("p");
+}
+
+TEST_F(WorkerPreemptionTest, WhoLeavesWhilePreemptedLeavesNothing) {
+  StartTiny("auto");
+  const auto any = MakeRequest({1}, 120);
+  std::atomic<int> next{0};
+  std::vector<std::thread> clients;
+  for (int c = 0; c < 8; ++c) {
+    clients.emplace_back([&, c] {
+      Rng rng(static_cast<uint64_t>(c) + 1);
+      for (int i; (i = next++) < 150;) {
+        auto request = any;
+        const std::vector<int32_t> prompt = Prompt(20 + rng.Below(60), rng.Below(1000));
+        request.mutable_prompt()->Assign(prompt.begin(), prompt.end());
+        request.set_request_id("leaves " + std::to_string(i));
+        if (rng.Chance(0.6)) request.set_request_class(v1::REQUEST_CLASS_BATCH);
+        grpc::ClientContext context;
+        AddClusterToken(context, kToken);
+        SetTimeout(context, absl::Seconds(60));
+        auto stub = StubOf("tiny");
+        auto reader = stub->Generate(&context, request);
+        v1::WorkerGenerateEvent event;
+        for (uint64_t events = rng.Below(30); events > 0 && reader->Read(&event); --events) {
+        }
+        context.TryCancel();
+        while (reader->Read(&event)) {
+        }
+        reader->Finish();
+      }
+    });
+  }
+  for (auto& c : clients) c.join();
+  ExpectNothingSwapped();
+}
+
 TEST_F(WorkerTest, BadRequestsNameTheFieldAndHarmNobody) {
   StartWorker("both", "w");
   const auto expect = [&](const v1::WorkerGenerateRequest& request, const char* text) {
@@ -965,6 +1246,161 @@ TEST_F(WorkerTest, DrainFinishesWhatRunsAndRefusesWhatComes) {
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(tokens, 400);
   shutdown.join();
+}
+
+class WorkerRoleTest : public WorkerTest {
+ protected:
+  grpc::Status SetRole(const std::string& id, v1::Role role, v1::SetRoleReply* reply,
+                       std::string_view token = kToken) {
+    grpc::ClientContext context;
+    AddClusterToken(context, token);
+    SetTimeout(context, absl::Seconds(60));
+    v1::SetRoleRequest request;
+    request.set_role(role);
+    return StubOf(id)->SetRole(&context, request, reply);
+  }
+  bool Is(const std::string& id, v1::Role role) {
+    return scheduler_.WaitFor(id, [&](const v1::WorkerReport& r) {
+      return r.role() == role && r.next_role() == 0 && !r.draining();
+    });
+  }
+  v1::SetRoleReply reply_;
+};
+
+TEST_F(WorkerRoleTest, ADecodeWorkerPrefillsWhenItsStreamsHaveEndedWhole) {
+  StartWorker("decode", "a");
+  StartWorker("decode", "b");
+  const auto request = MakeRequest(Prompt(30, 9), 400);
+  const Answer undisturbed = Ask("b", request);
+  ASSERT_TRUE(undisturbed.status.ok());
+
+  auto stub = StubOf("a");
+  grpc::ClientContext context;
+  AddClusterToken(context, kToken);
+  SetTimeout(context, absl::Seconds(60));
+  auto reader = stub->Generate(&context, request);
+  std::vector<int32_t> tokens;
+  v1::WorkerGenerateEvent event;
+  const auto take = [&] {
+    for (const auto& token : event.tokens()) {
+      EXPECT_EQ(token.index(), tokens.size());
+      tokens.push_back(token.id());
+    }
+  };
+  ASSERT_TRUE(reader->Read(&event));
+  take();
+  ASSERT_TRUE(SetRole("a", v1::ROLE_PREFILL, &reply_).ok());
+  EXPECT_EQ(reply_.role(), v1::ROLE_DECODE);
+  EXPECT_EQ(reply_.next_role(), v1::ROLE_PREFILL);
+  // Nobody is sent there any more; who was sent before is served.
+  const Answer late = Ask("a", MakeRequest({1, 2, 3}, 2));
+  EXPECT_TRUE(late.status.ok()) << late.status.error_message();
+  while (reader->Read(&event)) take();
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(tokens, undisturbed.tokens);
+
+  ASSERT_TRUE(Is("a", v1::ROLE_PREFILL));
+  EXPECT_EQ(Describe("a").role(), v1::ROLE_PREFILL);
+  auto split = MakeRequest(Prompt(100, 3), 24);
+  const Answer whole = Ask("b", split);
+  split.set_salt("another tenant's, so that nothing is known of it");
+  *split.mutable_prefill() = scheduler_.AddressOf("a");
+  const Answer answer = Ask("b", split);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.tokens, whole.tokens);
+  EXPECT_EQ(answer.path.prefill_worker(), "a");
+  EXPECT_GT(answer.path.fetched_blocks(), 0u);
+  for (const char* id : {"a", "b"}) ExpectIdle(id);
+}
+
+TEST_F(WorkerRoleTest, NobodyIsPlacedOnAWorkerThatIsAboutToChange) {
+  StartWorker("decode", "a");
+  auto stub = StubOf("a");
+  grpc::ClientContext context;
+  AddClusterToken(context, kToken);
+  SetTimeout(context, absl::Seconds(60));
+  auto reader = stub->Generate(&context, MakeRequest(Prompt(30, 9), 480));
+  v1::WorkerGenerateEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  ASSERT_TRUE(SetRole("a", v1::ROLE_PREFILL, &reply_).ok());
+  EXPECT_TRUE(scheduler_.WaitFor("a", [](const v1::WorkerReport& r) {
+    // Or it has ended already, on a fast machine that slept here.
+    return (r.draining() && r.next_role() == v1::ROLE_PREFILL && r.role() == v1::ROLE_DECODE) ||
+           r.role() == v1::ROLE_PREFILL;
+  }));
+  context.TryCancel();
+  while (reader->Read(&event)) {
+  }
+  EXPECT_TRUE(Is("a", v1::ROLE_PREFILL));
+}
+
+TEST_F(WorkerRoleTest, APrefillWorkerDecodesAndItsBlocksStay) {
+  StartWorker("prefill", "p");
+  StartWorker("decode", "d");
+  auto request = MakeRequest(Prompt(100, 1), 24);
+  *request.mutable_prefill() = scheduler_.AddressOf("p");
+  const Answer before = Ask("d", request);
+  ASSERT_TRUE(before.status.ok());
+  ASSERT_TRUE(SetRole("p", v1::ROLE_DECODE, &reply_).ok());
+  ASSERT_TRUE(Is("p", v1::ROLE_DECODE));
+  EXPECT_GE(Describe("p").published_blocks(), 100u / 16);
+  request.clear_prefill();
+  const Answer after = Ask("p", request);
+  ASSERT_TRUE(after.status.ok()) << after.status.error_message();
+  EXPECT_EQ(after.tokens, before.tokens);
+  EXPECT_EQ(after.path.cached_tokens(), 96u) << "what it has prefilled for others";
+}
+
+TEST_F(WorkerRoleTest, BothAtOnceAndBackAgain) {
+  StartWorker("prefill", "p");
+  ASSERT_TRUE(SetRole("p", v1::ROLE_BOTH, &reply_).ok());
+  EXPECT_EQ(reply_.role(), v1::ROLE_BOTH);
+  EXPECT_EQ(reply_.next_role(), v1::ROLE_UNSPECIFIED);
+  ASSERT_TRUE(Is("p", v1::ROLE_BOTH));
+  EXPECT_TRUE(Ask("p", MakeRequest(Prompt(20, 1), 4)).status.ok());
+  ASSERT_TRUE(SetRole("p", v1::ROLE_PREFILL, &reply_).ok());
+  EXPECT_TRUE(Is("p", v1::ROLE_PREFILL));
+}
+
+TEST_F(WorkerRoleTest, OrdersThatCannotBeAreRefusedByName) {
+  WorkerServer& worker = StartWorker("prefill", "p");
+  EXPECT_EQ(SetRole("p", v1::ROLE_DECODE, &reply_, "wrong").error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  const grpc::Status store = SetRole("p", v1::ROLE_STORE, &reply_);
+  EXPECT_EQ(store.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(store.error_message(), HasSubstr("prefill, decode or both"));
+  worker.BeginDrain();
+  EXPECT_EQ(SetRole("p", v1::ROLE_DECODE, &reply_).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(Describe("p").role(), v1::ROLE_PREFILL);
+}
+
+TEST_F(WorkerRoleTest, ADrainedWorkerWantsToEndWhenNothingRunsAndOnlyIfAsked) {
+  WorkerServer& worker = StartWorker("both", "w");
+  auto stub = StubOf("w");
+  grpc::ClientContext context;
+  AddClusterToken(context, kToken);
+  SetTimeout(context, absl::Seconds(60));
+  auto reader = stub->Generate(&context, MakeRequest(Prompt(30, 9), 400));
+  v1::WorkerGenerateEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  int tokens = event.tokens_size();
+  const auto drain = [&](bool end) {
+    grpc::ClientContext call;
+    AddClusterToken(call, kToken);
+    v1::DrainRequest request;
+    request.set_end_process(end);
+    v1::DrainReply reply;
+    EXPECT_TRUE(stub->Drain(&call, request, &reply).ok());
+  };
+  drain(false);
+  while (reader->Read(&event)) tokens += event.tokens_size();
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(tokens, 400);
+  ExpectIdle("w");
+  EXPECT_FALSE(worker.wants_to_end());
+  drain(true);
+  for (int i = 0; i < 6000 && !worker.wants_to_end(); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_TRUE(worker.wants_to_end());
 }
 
 TEST(Worker, NamesWhatIsWrongBeforeItListens) {
