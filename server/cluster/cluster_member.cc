@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "server/cluster/etcd_options.h"
 #include "server/cluster/member_codec.h"
 
 namespace tidepool {
@@ -21,27 +22,9 @@ constexpr char kMembersKey[] = "members/";
 constexpr absl::Duration kWatchLimit = absl::Seconds(20);
 constexpr absl::Duration kWatchRetry = absl::Milliseconds(200);
 constexpr absl::Duration kWatchSayEvery = absl::Minutes(1);
-constexpr absl::Duration kCallTimeoutMin = absl::Milliseconds(500);
 constexpr size_t kMembersMax = 65536;
 // Without etcd this many tries say so only once in a while.
 constexpr int kSayEvery = 60;
-
-EtcdOptions ToEtcdOptions(const ClusterConfig& config) {
-  EtcdOptions options;
-  options.endpoints = config.etcd;
-  options.user = config.etcd_user;
-  options.password = config.etcd_password;
-  options.ca = config.etcd_ca;
-  options.cert = config.etcd_cert;
-  options.key = config.etcd_key;
-  // A lease is renewed after a third of it: a call that hangs leaves time for another.
-  options.call_timeout = std::max(kCallTimeoutMin, config.lease / 3);
-  return options;
-}
-
-std::string Prefix(const ClusterConfig& config) {
-  return absl::EndsWith(config.etcd_prefix, "/") ? config.etcd_prefix : config.etcd_prefix + "/";
-}
 
 }  // namespace
 
@@ -73,13 +56,13 @@ struct ClusterMember::Probe {
 
 ClusterMember::ClusterMember(Options options)
     : options_(std::move(options)),
-      prefix_(Prefix(options_.config)),
+      prefix_(EtcdPrefix(options_.config)),
       probe_(std::make_unique<Probe>(*options_.metrics)),
       core_({.candidate = options_.candidate, .boot_id = options_.boot_id, .lease = options_.config.lease}) {}
 
 absl::StatusOr<std::unique_ptr<ClusterMember>> ClusterMember::Start(Options options) {
   std::unique_ptr<ClusterMember> member(new ClusterMember(std::move(options)));
-  TP_ASSIGN_OR_RETURN(member->etcd_, EtcdClient::Create(ToEtcdOptions(member->options_.config)));
+  TP_ASSIGN_OR_RETURN(member->etcd_, EtcdClient::Create(EtcdOptionsOf(member->options_.config)));
   member->watch_thread_ = std::thread([m = member.get()] { m->Watch(); });
   member->lease_thread_ = std::thread([m = member.get()] { m->Run(); });
   return member;
@@ -118,8 +101,11 @@ std::string ClusterMember::MemberKey() const {
 void ClusterMember::Join(const v1::Member& self) {
   {
     std::lock_guard lock(mu_);
+    const std::string old = MemberKey();
     self_ = self;
     self_.set_boot_id(options_.boot_id);
+    if (joined_ && old != MemberKey()) old_keys_.push_back(old);
+    std::erase(old_keys_, MemberKey());
     joined_ = true;
     ++wishes_;
     core_.WantRegistration(true);
@@ -202,6 +188,13 @@ void ClusterMember::Execute(const MemberCore::Step& step, std::unique_lock<std::
   const std::string key = MemberKey();
   const absl::Time sent = Clock::Real().Now();
   const uint64_t wishes = wishes_;
+  std::vector<std::string> old_keys = old_keys_;
+  const auto forget = [&](const std::vector<std::string>& keys) {
+    absl::StatusOr<bool> deleted = false;
+    for (auto old = keys.begin(); old != keys.end() && deleted.ok(); ++old)
+      deleted = etcd_->DeleteOf(*old, step.lease);
+    return deleted;
+  };
   // Runs without the lock; what it gives is told to the core with it, unless the lease is gone or the call
   // failed, which is the same for all.
   const auto call = [&](const char* what, auto body, auto told) {
@@ -237,15 +230,22 @@ void ClusterMember::Execute(const MemberCore::Step& step, std::unique_lock<std::
       break;
     case MemberCore::Do::kRegister:
       call(
-          "to register", [&] { return etcd_->Put(key, EncodeMember(self), step.lease); },
+          "to register",
+          [&]() -> absl::StatusOr<bool> {
+            TP_RETURN_IF_ERROR(etcd_->Put(key, EncodeMember(self), step.lease).status());
+            return forget(old_keys);
+          },
           [&](const auto&) {
             // Joined again, or left, meanwhile: that is still to be done.
-            if (wishes == wishes_) core_.OnRegistered();
+            if (wishes != wishes_) return;
+            old_keys_.clear();
+            core_.OnRegistered();
           });
       break;
     case MemberCore::Do::kLeave:
+      old_keys.push_back(key);
       call(
-          "to leave", [&] { return etcd_->DeleteOf(key, step.lease); }, [&](const auto&) { core_.OnLeft(); });
+          "to leave", [&] { return forget(old_keys); }, [&](const auto&) { core_.OnLeft(); });
       break;
     case MemberCore::Do::kCampaign:
       call(
@@ -398,7 +398,7 @@ void ClusterMember::Watch() {
         });
       };
       status = etcd_->Watch(watched, *next, kWatchLimit, sink);
-      if (absl::IsOutOfRange(status)) {
+      if (absl::IsOutOfRange(status) || absl::IsDataLoss(status)) {
         spdlog::info("looking at all of etcd's {} again: {}", watched, std::string(status.message()));
         next.reset();
         status = absl::OkStatus();
@@ -426,10 +426,10 @@ std::shared_ptr<SchedulerLocator> MakeLocator(const ClusterConfig& config,
 }
 
 absl::StatusOr<std::string> FindLeader(const ClusterConfig& config) {
-  TP_ASSIGN_OR_RETURN(const std::unique_ptr<EtcdClient> etcd, EtcdClient::Create(ToEtcdOptions(config)));
-  TP_ASSIGN_OR_RETURN(const std::optional<EtcdEntry> entry, etcd->Get(Prefix(config) + kLeaderKey));
+  TP_ASSIGN_OR_RETURN(const std::unique_ptr<EtcdClient> etcd, EtcdClient::Create(EtcdOptionsOf(config)));
+  TP_ASSIGN_OR_RETURN(const std::optional<EtcdEntry> entry, etcd->Get(EtcdPrefix(config) + kLeaderKey));
   if (!entry)
-    return absl::UnavailableError("no scheduler leads: etcd has no key " + Prefix(config) + kLeaderKey);
+    return absl::UnavailableError("no scheduler leads: etcd has no key " + EtcdPrefix(config) + kLeaderKey);
   const auto member = DecodeMember(entry->value);
   if (!member.ok()) return Annotate(member.status(), "etcd's key " + entry->key);
   return member->address();

@@ -42,7 +42,8 @@ class ClusterMember final : public SchedulerLocator, public Leadership {
   // Resigns.
   ~ClusterMember() override;
 
-  // Known as `self` from now on; a candidate campaigns from now on. Again: what is known of it has changed.
+  // Known as `self` from now on; a candidate campaigns from now on. Again: what is known of it has changed;
+  // with another role (or id) under another key, and under the old one no more.
   void Join(const v1::Member& self);
   // Known no more.
   void Leave();
@@ -91,6 +92,7 @@ class ClusterMember final : public SchedulerLocator, public Leadership {
   MemberCore core_;
   v1::Member self_;
   bool joined_ = false;
+  std::vector<std::string> old_keys_;          // under which self_ may still be known
   uint64_t wishes_ = 0;                        // Join and Leave, counted
   std::map<std::string, v1::Member> members_;  // by key
   Place told_;                                 // to the log

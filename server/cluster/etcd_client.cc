@@ -282,6 +282,24 @@ absl::StatusOr<bool> EtcdClient::Replace(const std::string& key, int64_t mod_rev
   return response.succeeded();
 }
 
+absl::StatusOr<std::optional<int64_t>> EtcdClient::CompareAndPut(
+    const std::string& key, int64_t mod_revision,
+    const std::vector<std::pair<std::string, std::string>>& puts) {
+  etcdserverpb::TxnRequest request;
+  auto* compare = request.add_compare();
+  compare->set_target(etcdserverpb::Compare::MOD);
+  compare->set_key(key);
+  compare->set_mod_revision(mod_revision);
+  for (const auto& [name, value] : puts) {
+    auto* put = request.add_success()->mutable_request_put();
+    put->set_key(name);
+    put->set_value(value);
+  }
+  TP_ASSIGN_OR_RETURN(const etcdserverpb::TxnResponse response, Txn(request));
+  if (!response.succeeded()) return std::nullopt;
+  return response.header().revision();
+}
+
 absl::StatusOr<bool> EtcdClient::DeleteOf(const std::string& key, int64_t lease) {
   etcdserverpb::TxnRequest request;
   auto* compare = request.add_compare();
@@ -363,7 +381,7 @@ absl::Status EtcdClient::Watch(const std::string& prefix, int64_t revision, absl
   // An endpoint that takes calls but keeps no watch (it has lost its cluster, or is about to stop) would be
   // asked for ever: other calls do not notice.
   const auto maybe_elsewhere = [&](const absl::Status& why) {
-    if (absl::IsOutOfRange(why) || WantsLogin(why)) return;
+    if (absl::IsOutOfRange(why) || absl::IsDataLoss(why) || WantsLogin(why)) return;
     if (created && !absl::IsUnavailable(why)) return;
     {
       std::lock_guard lock(mu_);
@@ -381,8 +399,8 @@ absl::Status EtcdClient::Watch(const std::string& prefix, int64_t revision, absl
         status = absl::UnavailableError("etcd ended the watch: " + response.cancel_reason());
       } else if (response.created()) {
         if (response.header().revision() < revision - 1) {
-          status = absl::OutOfRangeError(absl::StrCat("etcd is at revision ", response.header().revision(),
-                                                      ", before ", revision, ": it lost its data"));
+          status = absl::DataLossError(absl::StrCat("etcd is at revision ", response.header().revision(),
+                                                    ", before ", revision, ": it lost its data"));
         } else {
           created = true;
           sink.on_ready();

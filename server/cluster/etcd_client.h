@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -77,6 +78,11 @@ class EtcdClient {
   // Puts the key where it was not changed since `mod_revision`. False: it was.
   absl::StatusOr<bool> Replace(const std::string& key, int64_t mod_revision, const std::string& value,
                                int64_t lease);
+  // Puts all of `puts` where `key` was not changed since `mod_revision` (0: it does not exist). Their
+  // revision; nullopt: it was changed, also where an earlier try succeeded without an answer.
+  absl::StatusOr<std::optional<int64_t>> CompareAndPut(
+      const std::string& key, int64_t mod_revision,
+      const std::vector<std::pair<std::string, std::string>>& puts);
   // Deletes the key where it is of that lease still. False: it is not.
   absl::StatusOr<bool> DeleteOf(const std::string& key, int64_t lease);
   // Forgets what was before `revision`.
@@ -98,9 +104,9 @@ class EtcdClient {
     // Every change, in order. `revision`: a watch that goes on after it begins at the next.
     std::function<void(const std::vector<WatchEvent>& events, int64_t revision)> on_events;
   };
-  // Watches a prefix from `revision` on, for at most `limit`. OutOfRange: that revision is compacted away, or
-  // etcd has lost it; list again. DeadlineExceeded: `limit` is over; go on. Other errors: this endpoint is
-  // gone; go on.
+  // Watches a prefix from `revision` on, for at most `limit`. OutOfRange: that revision is compacted away;
+  // list again. DataLoss: etcd has lost it, and maybe all else; list again. DeadlineExceeded: `limit` is
+  // over; go on. Other errors: this endpoint is gone; go on.
   absl::Status Watch(const std::string& prefix, int64_t revision, absl::Duration limit,
                      const WatchSink& sink);
 

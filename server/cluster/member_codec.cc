@@ -3,10 +3,8 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
-#include <span>
 
 #include "absl/strings/str_cat.h"
-#include "base/digest.h"
 #include "base/status.h"
 #include "config/address.h"
 
@@ -53,18 +51,6 @@ absl::StatusOr<v1::Member> DecodeMember(std::string_view json) {
   if (member.boot_id().empty()) return absl::InvalidArgumentError("boot_id: is empty");
   TP_RETURN_IF_ERROR(Annotate(ParseHostPort(member.address()).status(), "address"));
   return member;
-}
-
-std::string ModelIdentityDigest(const v1::ModelIdentity& model) {
-  constexpr size_t kDigestBytes = 16;
-  Sha256 sha;
-  sha.UpdateField("tidepool model identity 1").UpdateField(model.fingerprint()).UpdateField(model.kv_codec());
-  for (const uint32_t v : {model.layers(), model.kv_heads(), model.head_dim(), model.block_tokens(),
-                           model.kv_dtype(), model.max_model_len(), model.vocab_size()}) {
-    sha.UpdateU64(v);
-  }
-  const Sha256Digest digest = sha.Finish();
-  return HexEncode(std::span(digest).first(kDigestBytes));
 }
 
 }  // namespace tidepool

@@ -4,7 +4,6 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "tidepool/v1/cluster.pb.h"
 #include "tidepool/v1/member.pb.h"
 
 namespace tidepool {
@@ -16,9 +15,5 @@ std::string EncodeMember(const v1::Member& member);
 // InvalidArgument: not such JSON, too large, or id, role, boot_id or address is missing or malformed. Whoever
 // can write to etcd may have written anything.
 absl::StatusOr<v1::Member> DecodeMember(std::string_view json);
-
-// Of all that two workers of one cluster must have in common (ClusterView compares the same), for
-// Member.identity: 32 hex digits.
-std::string ModelIdentityDigest(const v1::ModelIdentity& model);
 
 }  // namespace tidepool

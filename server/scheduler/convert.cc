@@ -71,27 +71,30 @@ absl::StatusOr<absl::Duration> ToSlo(double seconds, std::string_view field) {
   return absl::Seconds(seconds);
 }
 
+std::optional<Role> ToRole(v1::Role role) {
+  switch (role) {
+    case v1::ROLE_PREFILL:
+      return Role::kPrefill;
+    case v1::ROLE_DECODE:
+      return Role::kDecode;
+    case v1::ROLE_BOTH:
+      return Role::kBoth;
+    case v1::ROLE_STORE:
+      return Role::kStore;
+    default:
+      return std::nullopt;
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<WorkerReport> FromProto(const v1::WorkerReport& in) {
   WorkerReport out;
   out.address = FromProto(in.address());
-  switch (in.role()) {
-    case v1::ROLE_PREFILL:
-      out.role = Role::kPrefill;
-      break;
-    case v1::ROLE_DECODE:
-      out.role = Role::kDecode;
-      break;
-    case v1::ROLE_BOTH:
-      out.role = Role::kBoth;
-      break;
-    case v1::ROLE_STORE:
-      out.role = Role::kStore;
-      break;
-    default:
-      return absl::InvalidArgumentError("role: must be prefill, decode, both or store");
-  }
+  const std::optional<Role> role = ToRole(in.role());
+  if (!role) return absl::InvalidArgumentError("role: must be prefill, decode, both or store");
+  out.role = *role;
+  out.next_role = ToRole(in.next_role());
   TP_ASSIGN_OR_RETURN(out.model, FromProto(in.model()));
   out.draining = in.draining();
   out.seq = in.seq();
@@ -107,7 +110,8 @@ absl::StatusOr<WorkerReport> FromProto(const v1::WorkerReport& in) {
               .queued_prefill_tokens = in.queued_prefill_tokens(),
               .running_context_tokens = in.running_context_tokens(),
               .slots_total = in.slots_total(),
-              .slots_free = in.slots_free()};
+              .slots_free = in.slots_free(),
+              .preempts = in.preempts()};
   for (const auto& s : in.prefills())
     out.prefills.push_back({s.new_tokens(), s.cached_tokens(), s.seconds()});
   for (const auto& s : in.decodes()) out.decodes.push_back({s.batch(), s.context_tokens(), s.seconds()});
@@ -123,6 +127,7 @@ absl::StatusOr<WorkerReport> FromProto(const v1::WorkerReport& in) {
     out.tiers.push_back({tier, t.blocks(), t.bytes_used(), t.bytes_total(), t.healthy()});
   }
   out.prefilled.assign(in.prefilled().begin(), in.prefilled().end());
+  out.ended.assign(in.ended().begin(), in.ended().end());
   return out;
 }
 
@@ -230,6 +235,7 @@ void ToProto(const Candidate& in, v1::Candidate* out) {
 void ToProto(const WorkerView& in, v1::WorkerView* out) {
   ToProto(in.address, out->mutable_address());
   out->set_role(static_cast<v1::Role>(in.role));
+  if (in.next_role) out->set_next_role(static_cast<v1::Role>(*in.next_role));
   out->set_state(std::string(WorkerStateName(in.state)));
   out->set_running(in.load.running);
   out->set_waiting(in.load.waiting);

@@ -32,13 +32,13 @@ absl::Status Replicator::Execute(const CopyOrder& order, uint64_t block_bytes,
   v1::KvCopyRequest request;
   for (const BlockKey& key : order.keys) request.add_keys(std::string(KeyBytes(key)));
   ToProto(order.from, request.mutable_from());
-  request.set_bytes_per_second(bytes_per_second_);
+  const uint64_t rate = bytes_per_second_;
+  request.set_bytes_per_second(rate);
   grpc::ClientContext call;
   AddClusterToken(call, token_);
   AddSchedulerTerm(call, term_);
-  const double paced = bytes_per_second_ == 0 ? 0
-                                              : static_cast<double>(order.keys.size() * block_bytes) /
-                                                    static_cast<double>(bytes_per_second_);
+  const double paced =
+      rate == 0 ? 0 : static_cast<double>(order.keys.size() * block_bytes) / static_cast<double>(rate);
   SetTimeout(call, kOrderTimeout + absl::Seconds(paced));
   {
     std::lock_guard lock(mu_);

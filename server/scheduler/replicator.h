@@ -37,10 +37,12 @@ class Replicator {
   void Stop();
   // The term in which orders are given from now on: workers that know of a higher one refuse them.
   void SetTerm(uint64_t term) { term_ = term; }
+  // Of calls from now on.
+  void SetRate(uint64_t bytes_per_second) { bytes_per_second_ = bytes_per_second; }
 
  private:
   const std::string token_;
-  const uint64_t bytes_per_second_;
+  std::atomic<uint64_t> bytes_per_second_;
   std::atomic<uint64_t> term_{0};  // 0: there are no terms
   Counter& blocks_;
   Counter& bytes_;

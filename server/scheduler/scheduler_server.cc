@@ -12,11 +12,12 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "scheduler/core.h"
-#include "server/cluster/member_codec.h"
+#include "server/cluster/model_digest.h"
 #include "server/rpc/kv_convert.h"
 #include "server/rpc/long_call.h"
 #include "server/rpc/rpc.h"
 #include "server/scheduler/convert.h"
+#include "server/scheduler/elastic_driver.h"
 #include "server/scheduler/probe.h"
 #include "server/scheduler/replicator.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
@@ -59,6 +60,14 @@ SchedulerOptions ToOptions(const SchedulerConfig& c) {
   return o;
 }
 
+ElasticityMode ToElasticityMode(const SchedulerConfig& c) {
+  return ParseElasticityMode(c.elasticity).value_or(ElasticityMode::kAdvise);
+}
+
+absl::Duration ToTick(const SchedulerConfig& c) {
+  return std::clamp(c.worker_timeout / 4, absl::Milliseconds(1), kTickMax);
+}
+
 ReplicationOptions ToReplicationOptions(const SchedulerConfig& c) {
   ReplicationOptions o;
   o.copies = c.hot_copies;
@@ -85,15 +94,18 @@ absl::StatusOr<std::vector<BlockKey>> ToKeys(const google::protobuf::RepeatedPtr
 struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
   Impl(const SchedulerConfig& config, std::string cluster_token, MetricRegistry& metrics, const Clock& c,
        Leadership* l)
-      : options(ToOptions(config)),
-        replication_options(ToReplicationOptions(config)),
-        leadership(l),
+      : leadership(l),
         token(std::move(cluster_token)),
         clock(c),
-        tick_interval(std::clamp(config.worker_timeout / 4, absl::Milliseconds(1), kTickMax)),
         probe(metrics),
         replicator(token, config.replicate_bytes_per_second, metrics),
-        core(std::in_place, options, replication_options) {}
+        options(ToOptions(config)),
+        replication_options(ToReplicationOptions(config)),
+        tick_interval(ToTick(config)),
+        core(std::in_place, options, replication_options),
+        elastic(
+            ToElasticityMode(config), config.elasticity_dwell, token, [this] { return LookAtLoad(); },
+            metrics, c) {}
 
   // ---- the service; each answers before it returns
 
@@ -185,6 +197,7 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
   grpc::ServerUnaryReactor* Cluster(grpc::CallbackServerContext* context, const v1::ClusterRequest*,
                                     v1::ClusterReply* reply) override {
     return Answer(context, [&]() -> grpc::Status {
+      *reply->mutable_elasticity() = elastic.Get();  // not under mu, which its thread takes, too
       std::lock_guard lock(mu);
       if (core->model()) ToProto(*core->model(), reply->mutable_model());
       for (const WorkerView& w : core->Workers(clock.Now())) ToProto(w, reply->add_workers());
@@ -436,6 +449,25 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
     }
   }
 
+  // ---- elasticity
+
+  std::optional<ElasticDriver::View> LookAtLoad() {
+    const std::optional<uint64_t> leads = leadership == nullptr ? std::nullopt : leadership->Term(0);
+    std::lock_guard lock(mu);
+    // What the core knows may be of an older term: nobody has called in this one yet.
+    if (leadership != nullptr && leads != term) return std::nullopt;
+    return ElasticDriver::View{.term = term,
+                               .load = core->Elasticity(clock.Now()),
+                               .grpc = [this](const std::string& worker) { return GrpcOf(worker); }};
+  }
+  std::string GrpcOf(const std::string& worker) {
+    std::lock_guard lock(mu);
+    for (const WorkerView& w : core->Workers(clock.Now())) {
+      if (w.address.worker_id == worker) return w.address.grpc;
+    }
+    return "";
+  }
+
   // ---- hot blocks
 
   void RunReplication() {
@@ -462,19 +494,19 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
 
   void ExportLocked() { probe.Export(core->Workers(clock.Now()), core->inflight(), core->index_ignored()); }
 
-  const SchedulerOptions options;
-  const ReplicationOptions replication_options;
   Leadership* const leadership;  // null: there is one scheduler
   const std::string token;
   const Clock& clock;
-  const absl::Duration tick_interval;
   SchedulerProbe probe;
   std::atomic<bool> ready{false};
   RpcServer rpc;
   Replicator replicator;
   LongCalls long_calls{/*threads=*/2, /*max_waiting=*/8};
 
-  std::mutex mu;                      // guards what follows
+  std::mutex mu;  // guards what follows
+  SchedulerOptions options;
+  ReplicationOptions replication_options;
+  absl::Duration tick_interval;
   std::optional<SchedulerCore> core;  // there is always one
   uint64_t term = 0;                  // that it is of; 0: no etcd, or has not led yet
   absl::Time term_began;
@@ -483,6 +515,7 @@ struct SchedulerServer::Impl final : v1::Scheduler::CallbackService {
   std::condition_variable wake;
   std::thread timer;  // these are started and joined by the owner
   std::thread replication;
+  ElasticDriver elastic;  // likewise
 };
 
 absl::StatusOr<std::unique_ptr<SchedulerServer>> SchedulerServer::Start(const SchedulerConfig& config,
@@ -494,6 +527,7 @@ absl::StatusOr<std::unique_ptr<SchedulerServer>> SchedulerServer::Start(const Sc
   TP_ASSIGN_OR_RETURN(impl->rpc, StartRpcServer(config.listen, impl.get()));
   impl->timer = std::thread([i = impl.get()] { i->RunTimer(); });
   impl->replication = std::thread([i = impl.get()] { i->RunReplication(); });
+  impl->elastic.Start();
   impl->ready = true;
   spdlog::info("scheduler listens on port {}", impl->rpc.port);
   return std::unique_ptr<SchedulerServer>(new SchedulerServer(std::move(impl)));
@@ -505,10 +539,21 @@ SchedulerServer::~SchedulerServer() { Shutdown(absl::ZeroDuration()); }
 
 int SchedulerServer::port() const { return impl_->rpc.port; }
 
+void SchedulerServer::Apply(const SchedulerConfig& config) {
+  impl_->elastic.Apply(ToElasticityMode(config), config.elasticity_dwell);
+  std::lock_guard lock(impl_->mu);
+  impl_->options = ToOptions(config);
+  impl_->replication_options = ToReplicationOptions(config);
+  impl_->tick_interval = ToTick(config);
+  impl_->core->SetOptions(impl_->options, impl_->replication_options);
+  impl_->replicator.SetRate(config.replicate_bytes_per_second);
+}
+
 bool SchedulerServer::ready() const { return impl_->ready; }
 
 void SchedulerServer::Shutdown(absl::Duration grace) {
   if (!impl_->ready.exchange(false)) return;
+  impl_->elastic.Stop();
   impl_->replicator.Stop();
   impl_->long_calls.Stop();
   impl_->rpc.server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));

@@ -29,6 +29,10 @@ class SchedulerServer {
   // Shuts down without grace where Shutdown was not called.
   ~SchedulerServer();
 
+  // From now on: the objectives, policies and limits of `config`. What listens stays as it is. From any
+  // thread.
+  void Apply(const SchedulerConfig& config);
+
   int port() const;
   // Listening and not being shut down. That workers are there is the gateway's condition.
   bool ready() const;

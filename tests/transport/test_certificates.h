@@ -32,10 +32,10 @@ class TestAuthority {
   std::string cert_file(const std::string& name) const { return dir_ + "/" + name + ".crt"; }
   std::string key_file(const std::string& name) const { return dir_ + "/" + name + ".key"; }
 
-  // cert_file(name) and key_file(name), with `name` as subjectAltName; written over what is there.
-  void Issue(const std::string& name) {
+  // cert_file(name) and key_file(name), with `name` and `ip` as subjectAltName; written over what is there.
+  void Issue(const std::string& name, const std::string& ip = "") {
     std::unique_ptr<EVP_PKEY, KeyFree> key(EVP_EC_gen("P-256"));
-    WriteCert(cert_file(name), Make(name, key.get(), false).get());
+    WriteCert(cert_file(name), Make(name, key.get(), false, ip).get());
     std::FILE* f = std::fopen(key_file(name).c_str(), "w");
     TP_CHECK(f != nullptr && PEM_write_PrivateKey(f, key.get(), nullptr, nullptr, 0, nullptr, nullptr) == 1);
     std::fclose(f);
@@ -49,7 +49,8 @@ class TestAuthority {
     void operator()(X509* cert) const { X509_free(cert); }
   };
 
-  std::unique_ptr<X509, CertFree> Make(const std::string& name, EVP_PKEY* key, bool authority) {
+  std::unique_ptr<X509, CertFree> Make(const std::string& name, EVP_PKEY* key, bool authority,
+                                       const std::string& ip = "") {
     std::unique_ptr<X509, CertFree> cert(X509_new());
     X509* c = cert.get();
     X509_set_version(c, 2);
@@ -71,7 +72,7 @@ class TestAuthority {
       X509_EXTENSION_free(e);
     };
     extend(NID_basic_constraints, authority ? "critical,CA:TRUE" : "critical,CA:FALSE");
-    if (!authority) extend(NID_subject_alt_name, "DNS:" + name);
+    if (!authority) extend(NID_subject_alt_name, "DNS:" + name + (ip.empty() ? "" : ",IP:" + ip));
     TP_CHECK(X509_sign(c, key_.get(), EVP_sha256()) > 0);
     return cert;
   }

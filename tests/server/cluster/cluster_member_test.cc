@@ -160,6 +160,33 @@ TEST_F(ClusterMemberTest, WhoLeavesIsKnownNoMoreAndMayJoinAgain) {
   ASSERT_TRUE(Eventually([&] { return a.member->Members().size() == 2; }));
 }
 
+TEST_F(ClusterMemberTest, WhoJoinsWithAnotherRoleIsKnownByThatAlone) {
+  Process a(*etcd_, "scheduler", "a"), worker(*etcd_, "decode", "w");
+  a.Join();
+  worker.Join();
+  ASSERT_TRUE(Eventually([&] { return a.member->Members().size() == 2; }));
+  const auto roles = [&] {
+    std::string out;
+    for (const v1::Member& m : a.member->Members()) {
+      if (m.id() == "w") out += m.role();
+    }
+    return out;
+  };
+  for (const char* role : {"prefill", "both", "decode"}) {
+    worker.self.set_role(role);
+    worker.Join();
+    EXPECT_TRUE(Eventually([&] { return roles() == role; })) << roles();
+  }
+  // Twice at once: whatever was put first goes, too.
+  worker.self.set_role("prefill");
+  worker.Join();
+  worker.self.set_role("both");
+  worker.Join();
+  EXPECT_TRUE(Eventually([&] { return roles() == "both"; })) << roles();
+  worker.member->Leave();
+  EXPECT_TRUE(Eventually([&] { return roles().empty(); })) << roles();
+}
+
 TEST_F(ClusterMemberTest, GarbageInEtcdIsCountedAndLeftAlone) {
   auto client = *EtcdClient::Create(etcd_->options());
   ASSERT_TRUE(client->Put("/tidepool/members/decode/x", "\xff garbage", 0).ok());

@@ -11,7 +11,9 @@
 
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -44,7 +46,13 @@ class EtcdProcess {
     return false;
   }
 
-  explicit EtcdProcess(std::vector<std::string> args = {}) : args_(std::move(args)) {
+  // PEM files: etcd's own, and those of a client, where etcd is to ask for one.
+  struct Tls {
+    std::string ca, cert, key, client_cert, client_key;
+  };
+
+  explicit EtcdProcess(std::vector<std::string> args = {}, Tls tls = {})
+      : args_(std::move(args)), tls_(std::move(tls)) {
     char path[] = "/tmp/tidepool-etcd-XXXXXX";
     folder_ = mkdtemp(path);
     port_ = FreePort();
@@ -60,11 +68,14 @@ class EtcdProcess {
   EtcdOptions options() const {
     EtcdOptions o;
     o.endpoints = {address()};
+    o.ca = tls_.ca;
+    o.cert = tls_.client_cert;
+    o.key = tls_.client_key;
     return o;
   }
 
   void Start() {
-    const std::string client = absl::StrCat("http://127.0.0.1:", port_),
+    const std::string client = absl::StrCat(tls_.ca.empty() ? "http" : "https", "://127.0.0.1:", port_),
                       peer = absl::StrCat("http://127.0.0.1:", peer_port_);
     std::vector<std::string> args = {"etcd",
                                      "--name",
@@ -81,6 +92,10 @@ class EtcdProcess {
                                      peer,
                                      "--initial-cluster",
                                      "a=" + peer};
+    if (!tls_.ca.empty()) {
+      args.insert(args.end(), {"--cert-file", tls_.cert, "--key-file", tls_.key, "--trusted-ca-file", tls_.ca,
+                               "--client-cert-auth"});
+    }
     args.insert(args.end(), args_.begin(), args_.end());
     std::vector<char*> argv;
     for (std::string& a : args) argv.push_back(a.data());
@@ -95,7 +110,11 @@ class EtcdProcess {
       _exit(127);
     }
     auto client_or = EtcdClient::Create(options());
-    ready_ = client_or.ok() && Eventually([&] { return (*client_or)->List("/").ok(); });
+    ready_ = client_or.ok() && Eventually([&] {
+               // Also that we may not see this is an answer.
+               const absl::Status status = (*client_or)->List("/").status();
+               return !absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status);
+             });
   }
   bool ready() const { return ready_; }
   void Kill() {
@@ -104,7 +123,23 @@ class EtcdProcess {
     waitpid(pid_, nullptr, 0);
     pid_ = -1;
   }
-  void Signal(int number) const { kill(pid_, number); }
+  // Stands still; when this returns, all of it does. False: it does not.
+  [[nodiscard]] bool Pause() const {
+    kill(pid_, SIGSTOP);
+    return Eventually([&] {
+      std::error_code error;
+      for (const auto& thread :
+           std::filesystem::directory_iterator(absl::StrCat("/proc/", pid_, "/task"), error)) {
+        std::ifstream in(thread.path() / "stat");
+        const std::string stat{std::istreambuf_iterator<char>(in), {}};
+        // PID (NAME) STATE ...; a name may hold anything.
+        const size_t name_end = stat.rfind(')');
+        if (name_end == std::string::npos || stat.substr(name_end + 2, 1) != "T") return false;
+      }
+      return !error;
+    });
+  }
+  void Resume() const { kill(pid_, SIGCONT); }
   // As after a lost disk.
   void LoseData() const { std::filesystem::remove_all(folder_ + "/data"); }
 
@@ -122,6 +157,7 @@ class EtcdProcess {
   }
 
   const std::vector<std::string> args_;
+  const Tls tls_;
   std::string folder_;
   int port_ = 0, peer_port_ = 0;
   pid_t pid_ = -1;

@@ -11,7 +11,7 @@
 #include <mutex>
 #include <thread>
 
-#include "server/cluster/member_codec.h"
+#include "server/cluster/model_digest.h"
 #include "server/rpc/long_call.h"
 #include "server/rpc/rpc.h"
 #include "tidepool/v1/cluster.grpc.pb.h"
@@ -214,6 +214,22 @@ TEST_F(SchedulerServerTest, RejectionCarriesItsDetails) {
   EXPECT_GE(details.retry_after_seconds(), 1u);
   EXPECT_EQ(Decisions("rejected"), 1u);
   EXPECT_EQ(metrics_.AddCounter("tidepool_requests_rejected_total", "", {{"reason", "ttft"}}).value(), 1u);
+}
+
+TEST_F(SchedulerServerTest, OtherObjectivesAndLimitsHoldAtOnceAndForgetNoWorker) {
+  Start();
+  ASSERT_TRUE(Send(Report("w1", v1::ROLE_BOTH)).ok());
+  ASSERT_TRUE(Place(Request("r1", 1000)).ok());
+  config_.slo.ttft = absl::Milliseconds(1);
+  server_->Apply(config_);
+  EXPECT_EQ(Place(Request("r2", 1000)).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  config_.slo.ttft = absl::ZeroDuration();
+  config_.max_inflight = 1;
+  server_->Apply(config_);
+  EXPECT_THAT(Place(Request("r3", 1000)).error_message(), HasSubstr("1"));
+  config_.max_inflight = 2;
+  server_->Apply(config_);
+  EXPECT_TRUE(Place(Request("r3", 1000)).ok());
 }
 
 TEST_F(SchedulerServerTest, ExplainAnswersAlsoWhereItWouldReject) {
@@ -453,6 +469,141 @@ class ReplicationServerTest : public SchedulerServerTest {
   RpcServer peer_;
 };
 
+// Takes orders to change its role, and remembers them.
+class RolePeer final : public v1::Worker::Service {
+ public:
+  grpc::Status SetRole(grpc::ServerContext* rpc, const v1::SetRoleRequest* request,
+                       v1::SetRoleReply*) override {
+    if (absl::Status s = CheckClusterToken(*rpc, kToken); !s.ok()) return ToGrpc(s);
+    std::lock_guard lock(mu_);
+    orders_.push_back(request->role());
+    return refuses_ ? grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "it drains") : grpc::Status::OK;
+  }
+  std::vector<v1::Role> orders() {
+    std::lock_guard lock(mu_);
+    return orders_;
+  }
+  void Refuse() { refuses_ = true; }
+
+ private:
+  std::mutex mu_;
+  std::vector<v1::Role> orders_;
+  std::atomic<bool> refuses_{false};
+};
+
+class ElasticityServerTest : public SchedulerServerTest {
+ protected:
+  ElasticityServerTest() {
+    peer_ = StartRpcServer("127.0.0.1:0", &worker_).value();
+    config_.worker_timeout = absl::Hours(1);
+    config_.elasticity_dwell = absl::Milliseconds(200);
+    config_.slo.ttft = absl::Seconds(1);
+  }
+  ~ElasticityServerTest() override {
+    server_.reset();
+    peer_.server->Shutdown();
+    peer_.server->Wait();
+  }
+  // One prefill worker with so much queued that it is short, and two decode workers with nothing to do, one
+  // of which may be about to prefill.
+  void ReportAll(bool changing = false) {
+    clock_.Advance(absl::Milliseconds(50));
+    ++seq_;
+    auto prefill = Report("p1", v1::ROLE_PREFILL, seq_);
+    prefill.set_queued_prefill_tokens(10'000'000);
+    prefill.set_waiting(10);
+    ASSERT_TRUE(Send(prefill).ok());
+    for (const char* id : {"d1", "d2"}) {
+      auto decode = Report(id, v1::ROLE_DECODE, seq_);
+      decode.mutable_address()->set_grpc("127.0.0.1:" + std::to_string(peer_.port));
+      if (changing && std::string(id) == "d1") {
+        decode.set_next_role(v1::ROLE_PREFILL);
+        decode.set_draining(true);
+      }
+      ASSERT_TRUE(Send(decode).ok());
+    }
+  }
+  bool Until(const std::function<bool()>& holds, bool changing = false) {
+    for (int i = 0; i < 3000; ++i) {
+      if (holds()) return true;
+      ReportAll(changing);
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+  }
+  uint64_t Changes(const std::string& result) {
+    return metrics_.AddCounter("tidepool_scheduler_role_changes_total", "", {{"result", result}}).value();
+  }
+
+  RolePeer worker_;
+  RpcServer peer_;
+  uint64_t seq_ = 0;
+};
+
+TEST_F(ElasticityServerTest, AWorkerIsToldToChangeWhereOneKindIsShort) {
+  config_.elasticity = "act";
+  Start();
+  ASSERT_TRUE(Until([&] { return Cluster().elasticity().flips() == 1; }));
+  EXPECT_EQ(worker_.orders(), std::vector<v1::Role>{v1::ROLE_PREFILL});
+  EXPECT_EQ(Changes("taken"), 1u);
+  // While it changes nobody else is told, however short prefill is.
+  ASSERT_TRUE(Until([&] { return Cluster().elasticity().prefill() == 2; }, /*changing=*/true));
+  EXPECT_THAT(Cluster().elasticity().reason(), HasSubstr("changing already"));
+  for (int i = 0; i < 100; ++i) ReportAll(/*changing=*/true);
+  EXPECT_EQ(worker_.orders().size(), 1u);
+  const v1::ClusterReply cluster = Cluster();
+  EXPECT_EQ(cluster.workers(0).next_role(), v1::ROLE_PREFILL);
+  EXPECT_EQ(cluster.workers(0).state(), "draining");
+  EXPECT_EQ(cluster.elasticity().prefill(), 2u);
+  EXPECT_EQ(cluster.elasticity().decode(), 1u);
+  EXPECT_EQ(cluster.elasticity().mode(), "act");
+}
+
+TEST_F(ElasticityServerTest, AdviceIsGivenAndNotActedOn) {
+  Start();
+  ASSERT_TRUE(Until([&] { return !Cluster().elasticity().worker().empty(); }));
+  const v1::Elasticity e = Cluster().elasticity();
+  EXPECT_EQ(e.mode(), "advise");
+  EXPECT_EQ(e.worker(), "d1");
+  EXPECT_EQ(e.role(), v1::ROLE_PREFILL);
+  EXPECT_GT(e.prefill_pressure(), 1);
+  EXPECT_EQ(e.wanted_prefill(), 2u);
+  EXPECT_THAT(e.reason(), HasSubstr("d1 should become a prefill worker"));
+  EXPECT_TRUE(worker_.orders().empty());
+  EXPECT_GT(metrics_.AddGauge("tidepool_scheduler_pressure_ratio", "", {{"role", "prefill"}}).value(), 1);
+}
+
+TEST_F(ElasticityServerTest, ARefusalIsCountedAndAnotherIsAsked) {
+  config_.elasticity = "act";
+  worker_.Refuse();
+  Start();
+  ASSERT_TRUE(Until([&] { return Cluster().elasticity().refused() >= 2; }));
+  EXPECT_GE(Changes("refused"), 2u);
+  EXPECT_EQ(Cluster().elasticity().flips(), 0u);
+}
+
+TEST_F(ElasticityServerTest, TurnedOffItSaysNothingAnyMore) {
+  Start();
+  ASSERT_TRUE(Until([&] { return !Cluster().elasticity().worker().empty(); }));
+  config_.elasticity = "off";
+  server_->Apply(config_);
+  const v1::Elasticity e = Cluster().elasticity();
+  EXPECT_EQ(e.mode(), "off");
+  EXPECT_EQ(e.reason() + e.worker(), "");
+  EXPECT_EQ(e.wanted_prefill(), 0u);
+  EXPECT_EQ(metrics_.AddGauge("tidepool_scheduler_pressure_ratio", "", {{"role", "prefill"}}).value(), 0);
+}
+
+TEST_F(ElasticityServerTest, OffSaysNothing) {
+  config_.elasticity = "off";
+  Start();
+  for (int i = 0; i < 50; ++i) ReportAll();
+  const v1::Elasticity e = Cluster().elasticity();
+  EXPECT_EQ(e.mode(), "off");
+  EXPECT_EQ(e.reason(), "");
+  EXPECT_TRUE(worker_.orders().empty());
+}
+
 TEST_F(ReplicationServerTest, WhereNamesHoldersWithTheirTiers) {
   Start();
   Workers();
@@ -686,6 +837,26 @@ TEST_F(StandbyTest, AStoreThatWasAcceptedKeepsOtherStoresOutAndNoWorker) {
   EXPECT_EQ(refused.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(refused.error_message(), HasSubstr("that of s"));
   EXPECT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+}
+
+TEST_F(StandbyTest, AStoreThatReportsFirstAfterATakeoverDoesNotSetTheModel) {
+  fake_.Lead(5);
+  fake_.AddMember("a", "f1");
+  Start();
+  const auto of_another_model = [](const std::string& id, v1::Role role) {
+    v1::WorkerReport report = Report(id, role);
+    report.mutable_model()->set_fingerprint("f2");
+    return report;
+  };
+  EXPECT_EQ(Send(of_another_model("other", v1::ROLE_STORE)).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+  ASSERT_TRUE(Send(Report("s", v1::ROLE_STORE)).ok());
+  EXPECT_EQ(Cluster().model().fingerprint(), "") << "no worker has named one";
+  // And whoever is not among the members is held to their model all the same.
+  EXPECT_EQ(Send(of_another_model("stranger", v1::ROLE_BOTH)).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+  ASSERT_TRUE(Send(Report("a", v1::ROLE_BOTH)).ok());
+  EXPECT_EQ(Cluster().model().fingerprint(), "f1");
 }
 
 TEST_F(StandbyTest, WaitsAMomentForTheWorkersThatItsPredecessorHad) {
