@@ -12,8 +12,13 @@ constexpr absl::Duration kPollTimeout = absl::Seconds(1);
 }  // namespace
 
 ClusterWatch::ClusterWatch(ChannelCache& channels, const SchedulerLocator& scheduler, std::string token,
-                           absl::Duration interval)
-    : channels_(channels), scheduler_(scheduler), token_(std::move(token)), interval_(interval) {
+                           absl::Duration interval, absl::Duration bridged, const Clock& clock)
+    : channels_(channels),
+      scheduler_(scheduler),
+      token_(std::move(token)),
+      interval_(interval),
+      bridged_(bridged),
+      clock_(clock) {
   auto first = std::make_shared<ClusterSnapshot>();
   first->error = "not asked yet";
   snapshot_ = std::move(first);
@@ -41,8 +46,18 @@ std::shared_ptr<const ClusterSnapshot> ClusterWatch::Get() const {
 }
 
 ReadyReport ClusterWatch::Report() const {
-  const auto s = Get();
+  std::shared_ptr<const ClusterSnapshot> s;
+  bool bridged = false;
+  {
+    std::lock_guard lock(mu_);
+    s = snapshot_;
+    bridged = clock_.Now() < complete_at_ + bridged_;
+  }
   ReadyReport report;
+  if (bridged) {
+    report.checks = {{"scheduler", ""}, {"model", ""}, {"decode", ""}, {"prefill", ""}};
+    return report;
+  }
   report.checks = {
       {"scheduler", s->error.empty() ? "" : "the scheduler does not answer: " + s->error},
       {"model", s->model ? "" : "no worker has registered a model yet"},
@@ -59,7 +74,7 @@ void ClusterWatch::Run() {
     Poll();
     on_poll_();
     lock.lock();
-    const bool known = snapshot_->model && snapshot_->decoding > 0 && snapshot_->prefilling > 0;
+    const bool known = snapshot_->complete();
     const absl::Duration wait = known ? interval_ : std::min(interval_, kStartInterval);
     wake_.wait_for(lock, absl::ToChronoNanoseconds(wait), [&] { return stop_; });
   }
@@ -107,6 +122,7 @@ void ClusterWatch::Poll() {
   }
   std::lock_guard lock(mu_);
   snapshot_ = std::move(next);
+  if (snapshot_->complete()) complete_at_ = clock_.Now();
 }
 
 }  // namespace tidepool

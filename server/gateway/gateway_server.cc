@@ -45,6 +45,8 @@ constexpr char kService[] = "tidepool.v1.Inference";
 constexpr int kCertificatePollSeconds = 5;
 // Between attempts to read again what could not be read, in looks at the cluster.
 constexpr int kReloadRetryPolls = 10;
+// For what was said at the end of a shutdown to be sent.
+constexpr absl::Duration kLastWords = absl::Seconds(2);
 // What gRPC may hold of messages on their way in: those of clients that are not known yet too.
 constexpr size_t kGrpcMemoryMin = 512u << 20;
 constexpr size_t kGrpcMessagesMin = 16;
@@ -120,12 +122,15 @@ struct GatewayServer::Impl {
         origins(OriginOptions(config.gateway)),
         poll_interval(options.poll_interval),
         has_keys(!tenants.keys.empty()),
+        live(config.gateway),
         files({config.gateway.api_keys_file, config.gateway.tls.cert, config.gateway.tls.key,
                config.gateway.tls.client_ca}),
         probe(registry, config.scheduler.slo),
         pool(kPoolThreads, config.gateway.max_inflight),
         grammars(text->format(), config.gateway.grammar_cache_bytes, probe),
-        watch(channels, *scheduler, config.cluster.token, options.poll_interval),
+        watch(channels, *scheduler, config.cluster.token, options.poll_interval,
+              // With one scheduler alone nobody takes over, and requests are refused at once.
+              config.cluster.etcd.empty() ? absl::ZeroDuration() : config.gateway.placement_wait),
         runner({&config, text, &auth, &watch, scheduler.get(), &channels, &probe, &pool, &Clock::Real(),
                 defaults, &limits, &grammars}),
         http_front({&config, text, &auth, &runner, &probe, &pool, &limits, options.ping_interval}),
@@ -160,6 +165,7 @@ struct GatewayServer::Impl {
   void OnRefusal(int status, std::string_view code, const std::string& peer);
   absl::Status Reload();
   absl::Status ReloadOrKeep();
+  absl::Status Apply(const Config& now);
 
   absl::Status Start();
   ReadyReport Report() const;
@@ -182,6 +188,7 @@ struct GatewayServer::Impl {
   const OriginPolicy origins;
   const absl::Duration poll_interval;
   const bool has_keys;                               // which no reload changes
+  GatewayConfig live;                                // as it holds now; guarded by reload_mu
   FileWatch files;                                   // the watch's thread
   absl::Time retry_reload = absl::InfiniteFuture();  // the watch's thread
   GatewayProbe probe;
@@ -267,12 +274,28 @@ absl::Status GatewayServer::Impl::Reload() {
 
 // What can fail comes before what takes effect.
 absl::Status GatewayServer::Impl::ReloadOrKeep() {
-  TP_ASSIGN_OR_RETURN(const TenantTable tenants, LoadTenants(config.gateway));
+  TP_ASSIGN_OR_RETURN(const TenantTable tenants, LoadTenants(live));
   TP_RETURN_IF_ERROR(access_log->Reopen());
   TP_RETURN_IF_ERROR(Annotate(http.ReloadTls(), "gateway.tls"));
   auth.Replace(tenants);
   limits.Replace(tenants);
   batches.Replace(tenants);
+  return absl::OkStatus();
+}
+
+absl::Status GatewayServer::Impl::Apply(const Config& now) {
+  std::lock_guard lock(reload_mu);
+  GatewayConfig next = live;
+  next.tenant_limits = now.gateway.tenant_limits;
+  next.max_queued_requests = now.gateway.max_queued_requests;
+  next.max_queued_tokens = now.gateway.max_queued_tokens;
+  TP_ASSIGN_OR_RETURN(const TenantTable tenants, LoadTenants(next));
+  live = std::move(next);
+  limits.SetBounds(live);
+  limits.Replace(tenants);
+  auth.Replace(tenants);
+  batches.Replace(tenants);
+  probe.SetSlo(now.scheduler.slo);
   return absl::OkStatus();
 }
 
@@ -404,7 +427,8 @@ void GatewayServer::Impl::Shutdown(absl::Duration grace) {
   batches.Stop();
   // Cancels at the end of the grace, so that each request still gets its own last words.
   runner.Shutdown(grace);
-  http.Shutdown(std::max(absl::Milliseconds(200), deadline - absl::Now()));
+  // Last words reach whoever reads them, on a busy machine, too.
+  http.Shutdown(std::max(kLastWords, deadline - absl::Now()));
   if (admin != nullptr) admin->Shutdown(absl::Milliseconds(200));
   if (grpc_server != nullptr) {
     grpc_server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
@@ -447,6 +471,7 @@ int GatewayServer::metrics_port() const { return impl_->admin == nullptr ? 0 : i
 bool GatewayServer::ready() const { return impl_->Report().ready(); }
 
 absl::Status GatewayServer::Reload() { return impl_->Reload(); }
+absl::Status GatewayServer::Apply(const Config& config) { return impl_->Apply(config); }
 
 void GatewayServer::BeginDrain() { impl_->runner.BeginDrain(); }
 

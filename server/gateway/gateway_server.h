@@ -26,8 +26,9 @@ class GatewayServer {
   };
 
   // Loads the tokeniser and listens at once; /readyz stays 503 until the scheduler knows a model and workers
-  // that can serve it. `metrics` is borrowed and must outlive the server.
-  // Errors: InvalidArgument, NotFound (tokeniser, chat template, addresses), Unavailable (address in use).
+  // that can serve it, and is 503 again when they have been away for longer than gateway.placement_wait
+  // bridges. `metrics` is borrowed and must outlive the server. Errors: InvalidArgument, NotFound (tokeniser,
+  // chat template, addresses), Unavailable (address in use).
   static absl::StatusOr<std::unique_ptr<GatewayServer>> Start(const Config& config, MetricRegistry& metrics,
                                                               const Options& options);
   static absl::StatusOr<std::unique_ptr<GatewayServer>> Start(const Config& config, MetricRegistry& metrics) {
@@ -47,9 +48,12 @@ class GatewayServer {
 
   // Reads again what may change while the gateway runs: gateway.api_keys_file, the TLS files; opens the
   // access log's file anew. All or nothing: on an error (InvalidArgument, NotFound) what holds stays. Done by
-  // itself when one of the files changes. Everything else in the configuration needs a restart. From any
-  // thread.
+  // itself when one of the files changes. From any thread.
   absl::Status Reload();
+  // From now on: gateway.tenant_limits, max_queued_requests and max_queued_tokens, scheduler.slo. What is
+  // admitted stays so. All or nothing: an error (the keys' file cannot be read) changes nothing. Everything
+  // else in the configuration needs a restart. From any thread.
+  absl::Status Apply(const Config& config);
 
   // Not ready any more; new requests get 503 (gRPC: UNAVAILABLE), those in flight go on. Idempotent.
   void BeginDrain();

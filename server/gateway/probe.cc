@@ -55,8 +55,8 @@ GatewayProbe::GatewayProbe(MetricRegistry& registry, const SloConfig& slo)
                                          "Structured outputs whose grammar had to be compiled")),
       grammar_refused(registry.AddCounter("tidepool_gateway_grammars_refused_total",
                                           "Structured outputs that could not be compiled, or not in time")),
-      grammar_bytes(registry.AddGauge("tidepool_gateway_grammar_cache_bytes", "Grammars that are kept")),
-      slo_(slo) {
+      grammar_bytes(registry.AddGauge("tidepool_gateway_grammar_cache_bytes", "Grammars that are kept")) {
+  SetSlo(slo);
   auto request = [&](int code, std::string_view reason) {
     requests_[Key(code, reason)] =
         &registry.AddCounter("tidepool_requests_total", "Requests by HTTP status and finish or error reason",
@@ -107,16 +107,23 @@ void GatewayProbe::Rejected(std::string_view reason) {
   if (const auto it = rejected_.find(reason); it != rejected_.end()) it->second->Add();
 }
 
+void GatewayProbe::SetSlo(const SloConfig& slo) {
+  slo_ttft_ns_ = absl::ToInt64Nanoseconds(slo.ttft);
+  slo_itl_ns_ = absl::ToInt64Nanoseconds(slo.itl);
+}
+
 void GatewayProbe::Disconnect(std::string_view stage) {
   if (const auto it = disconnects_.find(stage); it != disconnects_.end()) it->second->Add();
 }
 
 void GatewayProbe::SloTtft(absl::Duration v) {
-  if (slo_.ttft > absl::ZeroDuration()) (v <= slo_.ttft ? ttft_good_ : ttft_bad_)->Add();
+  const absl::Duration slo = this->slo().ttft;
+  if (slo > absl::ZeroDuration()) (v <= slo ? ttft_good_ : ttft_bad_)->Add();
 }
 
 void GatewayProbe::SloItl(absl::Duration v) {
-  if (slo_.itl > absl::ZeroDuration()) (v <= slo_.itl ? itl_good_ : itl_bad_)->Add();
+  const absl::Duration slo = this->slo().itl;
+  if (slo > absl::ZeroDuration()) (v <= slo ? itl_good_ : itl_bad_)->Add();
 }
 
 }  // namespace tidepool

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -14,6 +16,12 @@ namespace tidepool {
 class GatewayProbe {
  public:
   GatewayProbe(MetricRegistry& registry, const SloConfig& slo);
+
+  // The objectives from now on.
+  void SetSlo(const SloConfig& slo);
+  SloConfig slo() const {
+    return {.ttft = absl::Nanoseconds(slo_ttft_ns_.load()), .itl = absl::Nanoseconds(slo_itl_ns_.load())};
+  }
 
   // The end of a request: `code` is the HTTP status, `reason` a finish reason or an error's code.
   void Request(int code, std::string_view reason);
@@ -51,7 +59,7 @@ class GatewayProbe {
  private:
   static std::string Key(int code, std::string_view reason);
 
-  const SloConfig slo_;
+  std::atomic<int64_t> slo_ttft_ns_{0}, slo_itl_ns_{0};
   std::map<std::string, Counter*> requests_;  // filled in the constructor, then only read
   std::map<std::string, Counter*, std::less<>> rejected_;
   std::map<std::string, Counter*, std::less<>> disconnects_;

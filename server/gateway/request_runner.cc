@@ -1192,7 +1192,7 @@ RequestRunner::OnlineTraffic RequestRunner::Online() {
       traffic.oldest_wait = std::max(traffic.oldest_wait, now - request->arrival());
     }
   }
-  const SloConfig& slo = deps_.config->scheduler.slo;
+  const SloConfig slo = deps_.probe->slo();
   const bool ttft = slo.ttft > absl::ZeroDuration() && traffic.oldest_wait > slo.ttft / 2;
   const bool itl = slo.itl > absl::ZeroDuration() && now - absl::FromUnixNanos(online_gap_at_ns_) < kFresh &&
                    online_gap_seconds_ > kNearly * absl::ToDoubleSeconds(slo.itl);

@@ -50,15 +50,20 @@ absl::Duration TenantLimits::Bucket::Wait(double need) const {
 TenantLimits::TenantLimits(const GatewayConfig& config, const TenantTable& table, const Clock& clock,
                            MetricRegistry& metrics)
     : inflight_max_(config.max_inflight),
-      queued_max_(config.max_queued_requests == 0 ? config.max_inflight : config.max_queued_requests),
-      queued_tokens_max_(config.max_queued_tokens),
       clock_(clock),
       waiting_(metrics.AddGauge("tidepool_requests_waiting", "Admitted requests without a first token",
                                 {{"role", "gateway"}, {"reason", "first_token"}})),
       waiting_tokens_(metrics.AddGauge("tidepool_gateway_waiting_prompt_tokens",
                                        "Prompt tokens of admitted requests without a first token")),
       drained_at_(clock.Now()) {
+  SetBounds(config);
   Replace(table);
+}
+
+void TenantLimits::SetBounds(const GatewayConfig& config) {
+  std::lock_guard lock(mu_);
+  queued_max_ = config.max_queued_requests == 0 ? inflight_max_ : config.max_queued_requests;
+  queued_tokens_max_ = config.max_queued_tokens;
 }
 
 void TenantLimits::Replace(const TenantTable& table) {

@@ -42,6 +42,8 @@ class TenantLimits {
 
   // From now on these limits hold; what is admitted stays admitted, and what buckets hold is kept.
   void Replace(const TenantTable& table);
+  // The bounds for all from now on: `config`'s max_queued_requests and max_queued_tokens.
+  void SetBounds(const GatewayConfig& config);
 
   // One admitted request (Handle). Every method is callable from any thread, and ordered by the caller; its
   // destruction ends the request.
@@ -106,12 +108,13 @@ class TenantLimits {
   ApiError QueueFull(std::string message) const;
   uint32_t DrainSeconds() const;
 
-  const uint32_t inflight_max_, queued_max_, queued_tokens_max_;
+  const uint32_t inflight_max_;
   const Clock& clock_;
   Gauge& waiting_;
   Gauge& waiting_tokens_;
 
   mutable std::mutex mu_;
+  uint32_t queued_max_, queued_tokens_max_;
   TenantTable table_;
   bool several_ = false;  // tenants are known
   absl::flat_hash_map<std::string, std::unique_ptr<Tenant>> tenants_;

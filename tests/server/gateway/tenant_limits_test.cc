@@ -139,6 +139,22 @@ TEST_F(TenantLimitsTest, TheQueueIsBoundedInRequestsAndTokensUntilTheFirstToken)
   EXPECT_EQ(Admit("default", 1), "queue_full");
 }
 
+TEST_F(TenantLimitsTest, OtherBoundsForAllHoldAtOnceAndForWhatIsThere) {
+  config_.max_inflight = 3;
+  config_.max_queued_requests = 1;
+  Make({});
+  EXPECT_EQ(Admit("default", 600), "");
+  EXPECT_EQ(Admit("default", 1), "queue_full");
+  GatewayConfig more = config_;
+  more.max_queued_requests = 0;  // as many as may be in flight
+  more.max_queued_tokens = 700;
+  limits_->SetBounds(more);
+  EXPECT_EQ(Admit("default", 200), "queue_full") << "of tokens";
+  EXPECT_EQ(Admit("default", 100), "");
+  limits_->SetBounds(config_);
+  EXPECT_EQ(Admit("default", 1), "queue_full");
+}
+
 TEST_F(TenantLimitsTest, ATenantsOwnQueueIsBounded) {
   Make(Tenants({Of("a", {.max_queued_requests = 2, .max_queued_tokens = 100}), Of("b", {})}));
   EXPECT_EQ(Admit("a", 80), "");
