@@ -3,11 +3,14 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/log.h"
+#include "base/small_file.h"
+#include "config/cluster_document.h"
 #include "config/fields.h"
 
 namespace tidepool {
@@ -63,14 +66,25 @@ std::shared_ptr<ConfigFlags> ConfigFlags::AddTo(CLI::App& app) {
   return flags;
 }
 
-absl::StatusOr<LoadedConfig> ConfigFlags::Load(ConfigRole role) const {
-  TP_ASSIGN_OR_RETURN(LoadedConfig loaded, LoadConfig(input_));
+absl::StatusOr<LoadedConfig> ConfigFlags::Load(ConfigRole role,
+                                               std::shared_ptr<const LoadedConfig> cluster) const {
+  ConfigInput input = input_;
+  input.cluster = std::move(cluster);
+  std::error_code error;
+  if (const char* path = std::getenv(kReloadedConfigEnv);
+      path != nullptr && std::filesystem::exists(path, error)) {
+    TP_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kClusterDocumentBytesMax));
+    // Of `serve` itself: with the rest of this process's values it is valid, with the defaults it may not be.
+    TP_ASSIGN_OR_RETURN(LoadedConfig reloaded, LoadConfigText(text, path));
+    input.reloaded = std::make_shared<const LoadedConfig>(std::move(reloaded));
+  }
+  TP_ASSIGN_OR_RETURN(LoadedConfig loaded, LoadConfig(input));
   TP_RETURN_IF_ERROR(Validate(loaded, role));
   return loaded;
 }
 
 std::string FieldReference() {
-  std::string out = "Precedence: flag > environment > file > default.\n";
+  std::string out = "Precedence: flag > environment > cluster's document (etcd) > file > default.\n";
   std::string section;
   for (const Field& field : Fields()) {
     if (SectionOf(field) != section) {

@@ -15,14 +15,19 @@ class ConfigFlags {
   // The flags live as long as the returned object. --help shows the common ones, --help-all every field.
   static std::shared_ptr<ConfigFlags> AddTo(CLI::App& app);
 
-  // Reads, converts and validates for `role`. Logs nothing.
-  absl::StatusOr<LoadedConfig> Load(ConfigRole role) const;
+  // Reads, converts and validates for `role`, over the cluster's document (null: none). Logs nothing.
+  absl::StatusOr<LoadedConfig> Load(ConfigRole role,
+                                    std::shared_ptr<const LoadedConfig> cluster = nullptr) const;
   // The same without the checks that need more than one field.
   absl::StatusOr<LoadedConfig> LoadUnchecked() const { return LoadConfig(input_); }
 
  private:
   ConfigInput input_;
 };
+
+// In a child of `serve`: the file of live fields that its parent writes when it reads its configuration
+// again.
+inline constexpr char kReloadedConfigEnv[] = "TIDEPOOL_RELOADED_CONFIG";
 
 // Every field with flag, variable, default and help.
 std::string FieldReference();

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "config/address.h"
 #include "server/cli/output.h"
@@ -55,6 +56,8 @@ absl::StatusOr<CtlTarget> FindCtlTarget(const CtlOptions& options, const LoadedC
   target.scheduler = running[0].scheduler;
   target.token = running[0].token;
   target.children = std::move(running[0].children);
+  target.serve = running[0].pid;
+  target.serve_reloads = running[0].reloads;
   return target;
 }
 
@@ -97,10 +100,48 @@ absl::StatusOr<v1::DescribeReply> CtlClient::Describe(const v1::WorkerAddress& w
   return reply;
 }
 
-absl::Status CtlClient::Drain(const v1::WorkerAddress& worker) {
+absl::Status CtlClient::Drain(const v1::WorkerAddress& worker, bool end_process) {
+  v1::DrainRequest request;
+  request.set_end_process(end_process);
   v1::DrainReply reply;
-  return Unary<v1::Worker>(worker.grpc(), worker.worker_id(), &v1::Worker::Stub::Drain, v1::DrainRequest(),
-                           &reply);
+  return Unary<v1::Worker>(worker.grpc(), worker.worker_id(), &v1::Worker::Stub::Drain, request, &reply);
+}
+
+absl::StatusOr<v1::SetRoleReply> CtlClient::SetRole(const v1::WorkerAddress& worker, v1::Role role) {
+  v1::SetRoleRequest request;
+  request.set_role(role);
+  v1::SetRoleReply reply;
+  TP_RETURN_IF_ERROR(
+      Unary<v1::Worker>(worker.grpc(), worker.worker_id(), &v1::Worker::Stub::SetRole, request, &reply));
+  return reply;
+}
+
+bool Unreached::Note(const v1::WorkerAddress& worker, const absl::Status& status) {
+  if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return false;
+  workers_.emplace_back(worker.worker_id(), std::string(status.message()));
+  return true;
+}
+
+std::string Unreached::Names() const {
+  return absl::StrJoin(workers_, ", ",
+                       [](std::string* out, const auto& worker) { absl::StrAppend(out, worker.first); });
+}
+
+absl::Status Unreached::Report(const CtlOptions& options, size_t asked) const {
+  if (workers_.empty()) return absl::OkStatus();
+  if (options.output == "json") {
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (const auto& [worker, reason] : workers_) list.push_back({{"worker", worker}, {"reason", reason}});
+    const nlohmann::ordered_json line = {{"unreachable", list}};
+    std::fprintf(stderr, "%s\n",
+                 line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+  } else {
+    for (const auto& [worker, reason] : workers_) {
+      std::fprintf(stderr, "%s\n", Printable(absl::StrCat("not reached: ", reason)).c_str());
+    }
+  }
+  if (workers_.size() < asked) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("none of ", asked, " workers answers"));
 }
 
 const char* CtlRoleName(v1::Role role) {

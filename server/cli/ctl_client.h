@@ -2,6 +2,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -30,6 +31,8 @@ struct CtlTarget {
   absl::Duration timeout;             // of one call
   absl::Duration wait;                // of a long operation
   std::vector<ChildStatus> children;  // of a `serve` on this machine; empty for a cluster
+  pid_t serve = 0;                    // its process; 0 for a cluster
+  bool serve_reloads = false;         // ServeRuntime::reloads
 };
 
 absl::StatusOr<CtlTarget> FindCtlTarget(const CtlOptions& options, const LoadedConfig& loaded);
@@ -45,7 +48,9 @@ class CtlClient {
   absl::StatusOr<v1::DecisionsReply> Decisions(const v1::DecisionsRequest& request);
   absl::StatusOr<v1::WhereReply> Where(const v1::WhereRequest& request);
   absl::StatusOr<v1::DescribeReply> Describe(const v1::WorkerAddress& worker);
-  absl::Status Drain(const v1::WorkerAddress& worker);
+  // `end_process`: when nothing runs there any more, it ends.
+  absl::Status Drain(const v1::WorkerAddress& worker, bool end_process);
+  absl::StatusOr<v1::SetRoleReply> SetRole(const v1::WorkerAddress& worker, v1::Role role);
 
   // One call of `service` at host:port `address`, which errors call `peer`: `method` is a member of the stub.
   template <typename Service, typename Method, typename Request, typename Reply>
@@ -79,6 +84,24 @@ class CtlClient {
 
   const CtlTarget target_;
   ChannelCache channels_;
+};
+
+// Unreached: of whom a command that asks several workers got no answer. The others' answers are printed as if
+// there were no more.
+class Unreached {
+ public:
+  // False: it says more than that nobody answers there, and is the command's own error.
+  bool Note(const v1::WorkerAddress& worker, const absl::Status& status);
+  bool empty() const { return workers_.empty(); }
+  // After the answers: says on stderr who is missing; with -o json as one line, {"unreachable": [{"worker",
+  // "reason"}, ...]}, for what is printed on stdout is a list of answers. Unavailable: none of `asked`
+  // answered.
+  absl::Status Report(const CtlOptions& options, size_t asked) const;
+  // "a, b".
+  std::string Names() const;
+
+ private:
+  std::vector<std::pair<std::string, std::string>> workers_;  // id, why
 };
 
 const char* CtlRoleName(v1::Role role);

@@ -107,16 +107,32 @@ absl::StatusOr<std::vector<v1::WorkerView>> Workers(CtlClient& client, const std
   return out;
 }
 
+// Whether the others' answers are worth having without this worker's: not where it was named.
+bool Skip(const KvOptions& o, const v1::WorkerView& worker, const absl::Status& status,
+          Unreached& unreached) {
+  return !status.ok() && o.worker.empty() && unreached.Note(worker.address(), status);
+}
+
+// An order that some have not got is not done.
+absl::Status AllReached(const Unreached& unreached, size_t asked) {
+  if (unreached.empty()) return absl::OkStatus();
+  return absl::AbortedError(
+      absl::StrCat("not done on all of ", asked, " workers: not reached were ", unreached.Names()));
+}
+
 // What each tenant holds of each host tier, and may.
 absl::Status TenantStats(CtlClient& client, const KvOptions& o) {
   TP_ASSIGN_OR_RETURN(const auto workers, Workers(client, o.worker));
   v1::KvStatsRequest request;
   request.set_with_tenants(true);
   ordered_json rows = ordered_json::array();
+  Unreached unreached;
   for (const v1::WorkerView& worker : workers) {
     v1::KvStatsReply s;
-    TP_RETURN_IF_ERROR(client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
-                                            &v1::Kv::Stub::Stats, request, &s));
+    const absl::Status status = client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
+                                                     &v1::Kv::Stub::Stats, request, &s);
+    if (Skip(o, worker, status, unreached)) continue;
+    TP_RETURN_IF_ERROR(status);
     for (const v1::KvTenantUsage& usage : s.tenants()) {
       rows.push_back({{"worker", s.worker_id()},
                       {"role", CtlRoleName(worker.role())},
@@ -126,7 +142,7 @@ absl::Status TenantStats(CtlClient& client, const KvOptions& o) {
     }
   }
   CtlPrint(*o.ctl, rows);
-  return absl::OkStatus();
+  return unreached.Report(*o.ctl, workers.size());
 }
 
 absl::Status Stats(CtlClient& client, const KvOptions& o) {
@@ -134,10 +150,13 @@ absl::Status Stats(CtlClient& client, const KvOptions& o) {
 
   TP_ASSIGN_OR_RETURN(const auto workers, Workers(client, o.worker));
   ordered_json rows = ordered_json::array();
+  Unreached unreached;
   for (const v1::WorkerView& worker : workers) {
     v1::KvStatsReply s;
-    TP_RETURN_IF_ERROR(client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
-                                            &v1::Kv::Stub::Stats, v1::KvStatsRequest(), &s));
+    const absl::Status status = client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
+                                                     &v1::Kv::Stub::Stats, v1::KvStatsRequest(), &s);
+    if (Skip(o, worker, status, unreached)) continue;
+    TP_RETURN_IF_ERROR(status);
     ordered_json row = {{"worker", s.worker_id()}, {"role", CtlRoleName(worker.role())}};
     // The same columns for all: a worker without a disk has zeros.
     v1::TierLoad host, disk;
@@ -168,7 +187,7 @@ absl::Status Stats(CtlClient& client, const KvOptions& o) {
     rows.push_back(std::move(row));
   }
   CtlPrint(*o.ctl, rows);
-  return absl::OkStatus();
+  return unreached.Report(*o.ctl, workers.size());
 }
 
 absl::Status Lookup(CtlClient& client, const KvOptions& o) {
@@ -176,10 +195,13 @@ absl::Status Lookup(CtlClient& client, const KvOptions& o) {
   v1::KvLookupRequest request;
   TP_ASSIGN_OR_RETURN(*request.mutable_blocks(), MakeSelector(o.blocks));
   ordered_json rows = ordered_json::array();
+  Unreached unreached;
   for (const v1::WorkerView& worker : workers) {
     v1::KvLookupReply reply;
-    TP_RETURN_IF_ERROR(client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
-                                            &v1::Kv::Stub::Lookup, request, &reply));
+    const absl::Status status = client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
+                                                     &v1::Kv::Stub::Lookup, request, &reply);
+    if (Skip(o, worker, status, unreached)) continue;
+    TP_RETURN_IF_ERROR(status);
     rows.push_back({{"worker", worker.address().worker_id()},
                     {"role", CtlRoleName(worker.role())},
                     {"blocks", reply.blocks()},
@@ -188,7 +210,7 @@ absl::Status Lookup(CtlClient& client, const KvOptions& o) {
                     {"tokens", uint64_t{reply.blocks()} * reply.block_tokens()}});
   }
   CtlPrint(*o.ctl, rows);
-  return absl::OkStatus();
+  return unreached.Report(*o.ctl, workers.size());
 }
 
 absl::Status Where(CtlClient& client, const KvOptions& o) {
@@ -197,11 +219,14 @@ absl::Status Where(CtlClient& client, const KvOptions& o) {
   TP_ASSIGN_OR_RETURN(*request.mutable_blocks(), MakeSelector(o.blocks));
   request.set_with_tokens(o.with_tokens);
   ordered_json rows = ordered_json::array();
+  Unreached unreached;
   uint64_t left_out = 0;
   for (const v1::WorkerView& worker : workers) {
     v1::KvWhereReply reply;
-    TP_RETURN_IF_ERROR(client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
-                                            &v1::Kv::Stub::Where, request, &reply));
+    const absl::Status status = client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
+                                                     &v1::Kv::Stub::Where, request, &reply);
+    if (Skip(o, worker, status, unreached)) continue;
+    TP_RETURN_IF_ERROR(status);
     left_out += reply.selected() - static_cast<uint64_t>(reply.blocks_size());
     for (const v1::KvBlock& block : reply.blocks()) {
       if (block.tiers().empty()) continue;
@@ -223,7 +248,7 @@ absl::Status Where(CtlClient& client, const KvOptions& o) {
     std::fprintf(stderr, "%llu more blocks match; a call shows 4096 a worker\n",
                  static_cast<unsigned long long>(left_out));
   }
-  return absl::OkStatus();
+  return unreached.Report(*o.ctl, workers.size());
 }
 
 absl::Status Pin(CtlClient& client, const KvOptions& o) {
@@ -236,15 +261,19 @@ absl::Status Pin(CtlClient& client, const KvOptions& o) {
   request.set_ttl_seconds(absl::ToDoubleSeconds(ttl));
   request.set_kind(o.hard ? v1::KV_PIN_KIND_HARD : v1::KV_PIN_KIND_SOFT);
   ordered_json rows = ordered_json::array();
+  Unreached unreached;
   for (const v1::WorkerView& worker : workers) {
     v1::KvPinReply reply;
-    TP_RETURN_IF_ERROR(client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
-                                            &v1::Kv::Stub::Pin, request, &reply));
+    const absl::Status status = client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
+                                                     &v1::Kv::Stub::Pin, request, &reply);
+    if (Skip(o, worker, status, unreached)) continue;
+    TP_RETURN_IF_ERROR(status);
     rows.push_back(
         {{"worker", worker.address().worker_id()}, {"pinned", reply.pinned()}, {"missing", reply.missing()}});
   }
   CtlPrint(*o.ctl, rows);
-  return absl::OkStatus();
+  TP_RETURN_IF_ERROR(unreached.Report(*o.ctl, workers.size()));
+  return AllReached(unreached, workers.size());
 }
 
 absl::Status Unpin(CtlClient& client, const KvOptions& o) {
@@ -252,14 +281,18 @@ absl::Status Unpin(CtlClient& client, const KvOptions& o) {
   v1::KvUnpinRequest request;
   TP_ASSIGN_OR_RETURN(*request.mutable_blocks(), MakeSelector(o.blocks));
   ordered_json rows = ordered_json::array();
+  Unreached unreached;
   for (const v1::WorkerView& worker : workers) {
     v1::KvUnpinReply reply;
-    TP_RETURN_IF_ERROR(client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
-                                            &v1::Kv::Stub::Unpin, request, &reply));
+    const absl::Status status = client.Unary<v1::Kv>(worker.address().grpc(), worker.address().worker_id(),
+                                                     &v1::Kv::Stub::Unpin, request, &reply);
+    if (Skip(o, worker, status, unreached)) continue;
+    TP_RETURN_IF_ERROR(status);
     rows.push_back({{"worker", worker.address().worker_id()}, {"unpinned", reply.unpinned()}});
   }
   CtlPrint(*o.ctl, rows);
-  return absl::OkStatus();
+  TP_RETURN_IF_ERROR(unreached.Report(*o.ctl, workers.size()));
+  return AllReached(unreached, workers.size());
 }
 
 // A long operation on one worker, watched to its end; its row.

@@ -14,6 +14,7 @@
 #include "server/cli/config_flags.h"
 #include "server/cli/role_process.h"
 #include "server/cluster/cluster_member.h"
+#include "server/cluster/live_config.h"
 #include "server/gateway/gateway_server.h"
 #include "server/http/admin_server.h"
 #include "server/kv/store_server.h"
@@ -46,28 +47,26 @@ v1::Member SchedulerMember(const std::string& address) {
 
 // What outlives the role's server: it borrows them.
 struct SchedulerParts {
-  MetricRegistry metrics;
   std::shared_ptr<ClusterMember> member;  // null: no etcd
   std::unique_ptr<SchedulerServer> server;
   std::unique_ptr<HttpServer> admin;
 };
 
-absl::StatusOr<RunningRole> StartScheduler(const Config& config) {
+absl::StatusOr<RunningRole> StartScheduler(const Config& config, MetricRegistry& metrics) {
   auto parts = std::make_shared<SchedulerParts>();
   ClusterMember::Options membership;
   membership.config = config.cluster;
   membership.candidate = true;
   membership.watch_members = true;
   membership.boot_id = RandomHexId();
-  membership.metrics = &parts->metrics;
+  membership.metrics = &metrics;
   TP_ASSIGN_OR_RETURN(parts->member, ClusterMember::StartIfConfigured(std::move(membership)));
-  TP_ASSIGN_OR_RETURN(parts->server,
-                      SchedulerServer::Start(config.scheduler, config.cluster.token, parts->metrics,
-                                             Clock::Real(), parts->member.get()));
+  TP_ASSIGN_OR_RETURN(parts->server, SchedulerServer::Start(config.scheduler, config.cluster.token, metrics,
+                                                            Clock::Real(), parts->member.get()));
   SchedulerServer* server = parts->server.get();
   if (parts->member) parts->member->Join(SchedulerMember(Bound(config.scheduler.listen, server->port())));
   auto draining = std::make_shared<std::atomic<bool>>(false);
-  TP_ASSIGN_OR_RETURN(parts->admin, StartAdminServer(config.scheduler.metrics_listen, parts->metrics, [=] {
+  TP_ASSIGN_OR_RETURN(parts->admin, StartAdminServer(config.scheduler.metrics_listen, metrics, [=] {
                         ReadyReport report;
                         report.checks.emplace_back("serving", draining->load()  ? "draining"
                                                               : server->ready() ? ""
@@ -76,6 +75,10 @@ absl::StatusOr<RunningRole> StartScheduler(const Config& config) {
                       }));
   RunningRole running;
   running.ready = [server] { return server->ready(); };
+  running.apply = [server](const Config& now) {
+    server->Apply(now.scheduler);
+    return absl::OkStatus();
+  };
   running.begin_drain = [draining] { draining->store(true); };
   running.shutdown = [parts](absl::Duration grace) {
     if (parts->member) parts->member->Resign();  // another takes over while this one answers its last calls
@@ -90,23 +93,27 @@ absl::StatusOr<RunningRole> StartScheduler(const Config& config) {
 }
 
 struct WorkerParts {
-  MetricRegistry metrics;
   std::unique_ptr<WorkerServer> server;
 };
 
-absl::StatusOr<RunningRole> StartWorker(Config config) {
+absl::StatusOr<RunningRole> StartWorker(Config config, MetricRegistry& metrics) {
   if (config.engine.threads == 0) {
     cpu_set_t cpus;
     CPU_ZERO(&cpus);
     config.engine.threads = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
   }
   auto parts = std::make_shared<WorkerParts>();
-  TP_ASSIGN_OR_RETURN(parts->server, WorkerServer::Start(config, parts->metrics));
+  TP_ASSIGN_OR_RETURN(parts->server, WorkerServer::Start(config, metrics));
   WorkerServer* server = parts->server.get();
   RunningRole running;
   running.ready = [server] { return server->ready(); };
   running.begin_drain = [server] { server->BeginDrain(); };
   running.shutdown = [parts](absl::Duration grace) { parts->server->Shutdown(grace); };
+  running.wants_to_end = [server] { return server->wants_to_end(); };
+  running.apply = [server](const Config& now) {
+    server->Apply(now.kv);
+    return absl::OkStatus();
+  };
   running.info = {{"role", config.worker.role},
                   {"pid", absl::StrCat(getpid())},
                   {"id", server->id()},
@@ -116,18 +123,18 @@ absl::StatusOr<RunningRole> StartWorker(Config config) {
 }
 
 struct GatewayParts {
-  MetricRegistry metrics;
   std::unique_ptr<GatewayServer> server;
 };
 
-absl::StatusOr<RunningRole> StartGateway(const Config& config) {
+absl::StatusOr<RunningRole> StartGateway(const Config& config, MetricRegistry& metrics) {
   auto parts = std::make_shared<GatewayParts>();
-  TP_ASSIGN_OR_RETURN(parts->server, GatewayServer::Start(config, parts->metrics));
+  TP_ASSIGN_OR_RETURN(parts->server, GatewayServer::Start(config, metrics));
   GatewayServer* server = parts->server.get();
   RunningRole running;
   running.ready = [server] { return server->ready(); };
   running.begin_drain = [server] { server->BeginDrain(); };
   running.shutdown = [parts](absl::Duration grace) { parts->server->Shutdown(grace); };
+  running.apply = [server](const Config& now) { return server->Apply(now); };
   running.reload = [server] { (void)server->Reload(); };
   running.info = {{"role", "gateway"},
                   {"pid", absl::StrCat(getpid())},
@@ -140,18 +147,22 @@ absl::StatusOr<RunningRole> StartGateway(const Config& config) {
 }
 
 struct StoreParts {
-  MetricRegistry metrics;
   std::unique_ptr<StoreServer> server;
 };
 
-absl::StatusOr<RunningRole> StartStore(const Config& config) {
+absl::StatusOr<RunningRole> StartStore(const Config& config, MetricRegistry& metrics) {
   auto parts = std::make_shared<StoreParts>();
-  TP_ASSIGN_OR_RETURN(parts->server, StoreServer::Start(config, parts->metrics));
+  TP_ASSIGN_OR_RETURN(parts->server, StoreServer::Start(config, metrics));
   StoreServer* server = parts->server.get();
   RunningRole running;
   running.ready = [server] { return server->ready(); };
   running.begin_drain = [server] { server->BeginDrain(); };
   running.shutdown = [parts](absl::Duration grace) { parts->server->Shutdown(grace); };
+  running.wants_to_end = [server] { return server->wants_to_end(); };
+  running.apply = [server](const Config& now) {
+    server->Apply(now.kv);
+    return absl::OkStatus();
+  };
   running.info = {{"role", "store"},
                   {"pid", absl::StrCat(getpid())},
                   {"id", server->id()},
@@ -160,7 +171,30 @@ absl::StatusOr<RunningRole> StartStore(const Config& config) {
   return running;
 }
 
-using StartRole = absl::StatusOr<RunningRole> (*)(const Config&);
+using StartRole = absl::StatusOr<RunningRole> (*)(const Config&, MetricRegistry&);
+
+// The role with a configuration that may change while it runs.
+absl::StatusOr<RunningRole> StartLive(const std::shared_ptr<ConfigFlags>& flags, ConfigRole role,
+                                      StartRole start, MetricRegistry& metrics) {
+  LiveConfig::Options options;
+  options.role = role;
+  options.load = [flags, role](std::shared_ptr<const LoadedConfig> cluster) {
+    return flags->Load(role, std::move(cluster));
+  };
+  options.metrics = &metrics;
+  TP_ASSIGN_OR_RETURN(std::shared_ptr<LiveConfig> live, LiveConfig::Start(std::move(options)));
+  TP_ASSIGN_OR_RETURN(RunningRole running, start(live->current().config, metrics));
+  live->Run(running.apply);
+  running.reload = [live, also = running.reload] {
+    (void)live->Reload();
+    if (also) also();
+  };
+  running.shutdown = [live, shutdown = running.shutdown](absl::Duration grace) {
+    live->Stop();  // nothing changes under what is ending
+    shutdown(grace);
+  };
+  return running;
+}
 
 void AddRole(CLI::App& app, Command& run, const std::string& name, const std::string& help,
              ConfigRole config_role, StartRole start) {
@@ -174,8 +208,10 @@ void AddRole(CLI::App& app, Command& run, const std::string& name, const std::st
       const std::string role = config_role == ConfigRole::kWorker ? config.worker.role : name;
       if (const absl::Status status = InitLogging(role, config.log.level); !status.ok())
         return ReportError(status);
-      KeepReadyFdFromChildren();
-      return RunRole(role, config.cluster.drain_timeout, [&] { return start(config); });
+      TakeReadyFd();
+      MetricRegistry metrics;  // outlives the role
+      return RunRole(role, config.cluster.drain_timeout,
+                     [&] { return StartLive(flags, config_role, start, metrics); });
     };
   });
 }
@@ -188,7 +224,7 @@ void AddRoleCommands(CLI::App& app, Command& run) {
   AddRole(app, run, "scheduler", "Places requests on workers, refuses what would be late",
           ConfigRole::kScheduler, StartScheduler);
   AddRole(app, run, "worker", "Computes: --role prefill, decode or both", ConfigRole::kWorker,
-          [](const Config& config) { return StartWorker(config); });
+          [](const Config& config, MetricRegistry& metrics) { return StartWorker(config, metrics); });
   AddRole(app, run, "store", "Holds KV blocks for the workers: memory and disk without a model",
           ConfigRole::kStore, StartStore);
 }

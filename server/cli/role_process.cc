@@ -12,6 +12,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "base/log.h"
@@ -21,12 +22,13 @@
 namespace tidepool {
 namespace {
 
-int ReadyFd() {
-  const char* text = std::getenv(kReadyFdEnv);
-  int fd = -1;
-  if (text == nullptr || !absl::SimpleAtoi(text, &fd) || fd <= 2 || fcntl(fd, F_GETFD) < 0) return -1;
+// -1: there is none, or it was closed.
+int& ReadyFd() {
+  static int fd = -1;
   return fd;
 }
+
+constexpr absl::Duration kLookForEnd = absl::Milliseconds(100);
 
 sigset_t StopSignals() {
   sigset_t set;
@@ -54,7 +56,7 @@ bool SomethingHangs() { return DiskTiersLeftBehind() > 0; }
 }  // namespace
 
 void ReportReady(const ReadyInfo& info) {
-  const int fd = ReadyFd();
+  const int fd = std::exchange(ReadyFd(), -1);
   if (fd < 0) return;
   const std::string line = FormatReadyLine(info);
   // Shorter than PIPE_BUF, so it goes out whole. A supervisor that is gone needs no line.
@@ -62,11 +64,15 @@ void ReportReady(const ReadyInfo& info) {
     spdlog::warn("the readiness line could not be written");
   }
   close(fd);
-  unsetenv(kReadyFdEnv);
 }
 
-void KeepReadyFdFromChildren() {
-  if (const int fd = ReadyFd(); fd >= 0) fcntl(fd, F_SETFD, FD_CLOEXEC);
+void TakeReadyFd() {
+  const char* text = std::getenv(kReadyFdEnv);
+  int fd = -1;
+  if (text != nullptr && absl::SimpleAtoi(text, &fd) && fd > 2 && fcntl(fd, F_SETFD, FD_CLOEXEC) == 0) {
+    ReadyFd() = fd;
+  }
+  unsetenv(kReadyFdEnv);
 }
 
 int RunRole(const std::string& role, absl::Duration drain_timeout,
@@ -110,10 +116,12 @@ int RunRole(const std::string& role, absl::Duration drain_timeout,
       reported = true;
       spdlog::info("{} is ready", role);
     }
-    // Readiness has no callback in the roles; once it was seen only signals matter.
-    const int signal_number = WaitFor(all, reported ? absl::Seconds(3600) : absl::Milliseconds(20));
+    // Readiness has no callback in the roles; once it was seen only signals matter, and what was asked for.
+    const absl::Duration look = running->wants_to_end ? kLookForEnd : absl::Hours(1);
+    const int signal_number = WaitFor(all, reported ? look : absl::Milliseconds(20));
     if (signal_number == SIGHUP && running->reload) running->reload();
-    stop = signal_number != 0 && signal_number != SIGHUP;
+    stop =
+        (signal_number != 0 && signal_number != SIGHUP) || (running->wants_to_end && running->wants_to_end());
   }
 
   spdlog::info("{} drains for at most {}; a second signal ends it now", role,

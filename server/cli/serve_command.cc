@@ -11,12 +11,14 @@
 #include "base/digest.h"
 #include "base/log.h"
 #include "config/address.h"
+#include "config/cluster_document.h"
 #include "config/fields.h"
 #include "server/cli/commands.h"
 #include "server/cli/config_flags.h"
 #include "server/cli/role_process.h"
 #include "server/cli/runtime_file.h"
 #include "server/cli/supervisor.h"
+#include "server/cluster/live_config.h"
 #include "server/http/admin_server.h"
 #include "server/model/model.h"
 #include "server/model/template/chat_template.h"
@@ -25,6 +27,8 @@
 namespace tidepool {
 namespace {
 
+// The source of what nobody configured.
+constexpr char kDecidedHere[] = "serve";
 // Prefill and decode.
 constexpr uint32_t kWorkers = 2;
 
@@ -37,7 +41,7 @@ uint32_t UsableCores() {
 void Set(LoadedConfig& loaded, std::string_view path, const std::string& text) {
   const Field* field = FindField(path);
   TP_CHECK(field != nullptr && SetField(*field, text, loaded.config).ok());
-  loaded.sources[std::string(path)] = "serve";
+  loaded.sources[std::string(path)] = kDecidedHere;
 }
 
 // $XDG_STATE_HOME/tidepool, else ~/.local/state/tidepool; empty where there is neither.
@@ -90,12 +94,14 @@ absl::Status Complete(LoadedConfig& loaded) {
 }
 
 // Children read everything from their environment: secrets stay off the command line, and a file that
-// changed meanwhile cannot make a restarted child disagree with its siblings.
+// changed meanwhile cannot make a restarted child disagree with its siblings. What can change while they run
+// they read from a file of ours, once SIGHUP has asked for it.
 std::map<std::string, std::string> Environment(const LoadedConfig& loaded) {
   std::map<std::string, std::string> env;
   for (const Field& field : Fields()) {
     if (!loaded.IsDefault(field.path)) env[field.env()] = FormatField(field, loaded.config);
   }
+  env[kReloadedConfigEnv] = ReloadedPath(getpid());
   return env;
 }
 
@@ -199,18 +205,24 @@ void PrintBanner(const Config& config, const std::vector<ChildStatus>& children)
 // ServeProcess: the supervisor with its own HTTP, its runtime file and its readiness line.
 class ServeProcess {
  public:
-  explicit ServeProcess(LoadedConfig loaded) : loaded_(std::move(loaded)), config_(loaded_.config) {}
+  using Load = std::function<absl::StatusOr<LoadedConfig>()>;
+  // `load`: what is configured, read again, without what Complete decides.
+  ServeProcess(LoadedConfig loaded, Load load)
+      : loaded_(std::move(loaded)), config_(loaded_.config), load_(std::move(load)) {}
 
   absl::Status Run() {
     Supervisor::BlockSignals();
     signal(SIGPIPE, SIG_IGN);
-    KeepReadyFdFromChildren();
+    TakeReadyFd();
     Supervisor::Options options;
     options.policy.start_timeout = config_.cluster.start_timeout;
     options.policy.drain_timeout = config_.cluster.drain_timeout;
     options.metrics = &metrics_;
     options.on_change = [this](const auto& children) { Changed(children); };
     options.on_all_ready = [this](const auto& children) { AllReady(children); };
+    options.on_hangup = [this] { Reload(); };
+    RemoveRuntime(getpid());  // of another process that had this number, and was killed
+    TP_RETURN_IF_ERROR(StartLive());
     Supervisor supervisor(options, Children(loaded_));
     SetReady("starting");
     TP_ASSIGN_OR_RETURN(admin_,
@@ -222,6 +234,47 @@ class ServeProcess {
   }
 
  private:
+  absl::Status StartLive() {
+    LiveConfig::Options options;
+    options.role = ConfigRole::kServe;
+    options.load = [this](std::shared_ptr<const LoadedConfig>) -> absl::StatusOr<LoadedConfig> {
+      TP_ASSIGN_OR_RETURN(LoadedConfig again, load_());
+      for (const auto& [path, source] : loaded_.sources) {
+        if (source == kDecidedHere && again.IsDefault(path)) {
+          Set(again, path, FormatField(*FindField(path), config_));
+        }
+      }
+      return again;
+    };
+    options.metrics = &metrics_;
+    TP_ASSIGN_OR_RETURN(live_, LiveConfig::Start(std::move(options)));
+    live_->Run([](const Config& now) { return WriteReloaded(getpid(), FormatLiveFields(now)); });
+    return absl::OkStatus();
+  }
+
+  // The children are told when this returns.
+  void Reload() {
+    ++reloads_;
+    reloads_known_.clear();  // those that are gone with it
+    for (const ChildStatus& child : children_) {
+      if (child.pid <= 0) continue;
+      // The supervisor tells those that are ready.
+      reloads_known_[child.pid] = child.state == SupervisorCore::State::kReady ? reloads_ : reloads_ - 1;
+    }
+    (void)live_->Reload();
+  }
+
+  // Who was started before a reload, and was not ready yet when the others were told, is told now.
+  void TellLate(const std::vector<ChildStatus>& children) {
+    for (const ChildStatus& child : children) {
+      if (child.pid <= 0) continue;
+      const auto known = reloads_known_.emplace(child.pid, reloads_).first;
+      if (child.state != SupervisorCore::State::kReady || known->second == reloads_) continue;
+      known->second = reloads_;
+      kill(child.pid, SIGHUP);
+    }
+  }
+
   ReadyReport Ready() {
     std::lock_guard lock(mu_);
     ReadyReport report;
@@ -241,6 +294,8 @@ class ServeProcess {
   }
 
   void Changed(const std::vector<ChildStatus>& children) {
+    TellLate(children);
+    children_ = children;
     std::string why_not;
     for (const ChildStatus& child : children) {
       if (child.state != SupervisorCore::State::kReady)
@@ -273,7 +328,13 @@ class ServeProcess {
 
   const LoadedConfig loaded_;
   const Config& config_;
+  const Load load_;
   MetricRegistry metrics_;
+  // Of Run's thread.
+  std::unique_ptr<LiveConfig> live_;
+  int reloads_ = 0;
+  std::vector<ChildStatus> children_;   // as last heard of
+  std::map<pid_t, int> reloads_known_;  // when a child was first seen, or told late
   std::unique_ptr<HttpServer> admin_;
   bool runtime_failed_ = false;
   std::mutex mu_;
@@ -297,7 +358,8 @@ void AddServeCommand(CLI::App& app, Command& run) {
         return ReportError(status);
       }
       if (const absl::Status status = Complete(*loaded); !status.ok()) return ReportError(status);
-      return ReportError(ServeProcess(*std::move(loaded)).Run());
+      return ReportError(
+          ServeProcess(*std::move(loaded), [flags] { return flags->Load(ConfigRole::kServe); }).Run());
     };
   });
 }

@@ -296,6 +296,11 @@ void AddSimulateCommand(CLI::App& app, Command& run) {
                      absl::StrJoin(std::vector<std::string>(evictions.begin(), evictions.end()), ", ")),
         policy);
   keyed("hot-copies", "Workers that are to hold a block in much use; 1: no copies (2)", policy);
+  keyed("elasticity",
+        absl::StrCat("Workers change between prefill and decode: ",
+                     Names(kElasticityModes, ElasticityModeName), " (off)"),
+        policy);
+  keyed("elasticity-dwell", "So long one kind is short before a worker of the other changes (10s)", policy);
   keyed("peer-fetch", "on, off: whether prefixes are fetched from other workers (on)", policy);
   keyed("oracle-lengths", "on, off: the scheduler knows how long answers get (off)", policy);
   keyed("max-tokens", "What clients ask for where answers are shorter (2048)", policy);

@@ -26,7 +26,7 @@ constexpr size_t kReadyLineMax = 4096;
 sigset_t SupervisorSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGCHLD, SIGHUP}) sigaddset(&set, signal);
+  for (const int signal : {SIGTERM, SIGINT, SIGCHLD, SIGHUP, SIGUSR1}) sigaddset(&set, signal);
   return set;
 }
 
@@ -302,7 +302,8 @@ void Supervisor::ReadSignals(int signal_fd) {
   signalfd_siginfo info;
   while (read(signal_fd, &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
     if (info.ssi_signo == SIGCHLD) continue;
-    if (info.ssi_signo == SIGHUP && !terminal_) {
+    if (info.ssi_signo == SIGUSR1 || (info.ssi_signo == SIGHUP && !terminal_)) {
+      if (options_.on_hangup) options_.on_hangup();
       for (size_t i = 0; i < processes_.size(); ++i) {
         // Before it is ready a child may not have said yet what it does with the signal.
         const bool ready = core_.child(i).state == SupervisorCore::State::kReady;

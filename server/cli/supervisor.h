@@ -59,6 +59,8 @@ class Supervisor {
     // On Run's thread: after every change, and once when all children were ready.
     std::function<void(const std::vector<ChildStatus>&)> on_change;
     std::function<void(const std::vector<ChildStatus>&)> on_all_ready;
+    // The configuration is to be read again; before the children are told.
+    std::function<void()> on_hangup;
   };
 
   Supervisor(Options options, std::vector<ChildSpec> children);
@@ -67,8 +69,9 @@ class Supervisor {
   static void BlockSignals();
 
   // Until every child is gone, because SIGTERM or SIGINT came (a second one: at once), or the start failed.
-  // SIGHUP is passed on to the children that are ready; started from a terminal, it ends like SIGTERM. OK
-  // after a clean stop. Errors: InvalidArgument (a child refused its configuration), Internal.
+  // SIGHUP, and SIGUSR1, are passed on as SIGHUP to the children that are ready; started from a terminal,
+  // SIGHUP ends it like SIGTERM. OK after a clean stop. Errors: InvalidArgument (a child refused its
+  // configuration), Internal.
   absl::Status Run();
 
   std::vector<ChildStatus> Children() const;

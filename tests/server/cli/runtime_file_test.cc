@@ -7,6 +7,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+
+#include "config/cluster_document.h"
 
 namespace tidepool {
 namespace {
@@ -68,6 +71,35 @@ TEST_F(RuntimeFileTest, DeadProcessesAndBrokenFilesAreIgnored) {
   std::ofstream(RuntimeDirectory() + "/serve-1.json") << "{\"pid\": \"one\"";
   std::ofstream(RuntimeDirectory() + "/serve-2.json") << "[]";
   EXPECT_THAT(ListRuntimes(), IsEmpty());
+}
+
+TEST_F(RuntimeFileTest, ANumberThatHasGoneToAnotherProcessIsIgnored) {
+  ASSERT_TRUE(WriteRuntime(Sample()).ok());
+  std::ifstream in(RuntimePath(getpid()));
+  std::string text{std::istreambuf_iterator<char>(in), {}};
+  const size_t at = text.find("\"started\": \"");
+  ASSERT_NE(at, std::string::npos) << text;
+  text.insert(at + 12, "9");
+  std::ofstream(RuntimePath(getpid())) << text;
+  EXPECT_THAT(ListRuntimes(), IsEmpty());
+}
+
+TEST_F(RuntimeFileTest, SaysWhoReadsItsConfigurationAgain) {
+  ASSERT_TRUE(WriteRuntime(Sample()).ok());
+  ASSERT_EQ(ListRuntimes().size(), 1u);
+  EXPECT_TRUE(ListRuntimes()[0].reloads);
+  // As an older version wrote it.
+  std::ofstream(RuntimePath(getpid()))
+      << "{\"pid\": " << getpid() << R"(, "http": "", "grpc": "", "scheduler": "s", "token": "", )"
+      << R"("metrics": "", "children": []})";
+  ASSERT_EQ(ListRuntimes().size(), 1u);
+  EXPECT_FALSE(ListRuntimes()[0].reloads);
+}
+
+TEST_F(RuntimeFileTest, WhatNoChildWouldReadIsNotLeftForThem) {
+  EXPECT_EQ(WriteReloaded(getpid(), std::string(kClusterDocumentBytesMax + 1, '#')).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(std::filesystem::exists(ReloadedPath(getpid())));
 }
 
 TEST_F(RuntimeFileTest, RemoveForgets) {
