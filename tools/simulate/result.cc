@@ -127,6 +127,9 @@ ordered_json ToJson(const SimResult& r) {
                  {"decode_deviation", Round(decode.deviation)}};
   out["bytes"] = {
       {"fetched", r.bytes_fetched}, {"handed_over", r.bytes_handed_over}, {"replicated", r.bytes_replicated}};
+  out["elasticity"] = {{"role_changes", r.role_changes},
+                       {"prefill_at_end", r.prefill_at_end},
+                       {"decode_at_end", r.decode_at_end}};
   out["faults"] = {{"crashes", r.crashes},
                    {"scheduler_restarts", r.scheduler_restarts},
                    {"reports_lost", r.reports_lost},

@@ -55,6 +55,9 @@ struct SimResult {
   uint64_t blocks_asked = 0, blocks_found = 0;
   // Decodes that were refused after their prefill had been computed.
   uint64_t prefills_wasted = 0;
+  // Workers that changed between prefill and decode, and how many of each there are at the end.
+  uint64_t role_changes = 0;
+  uint32_t prefill_at_end = 0, decode_at_end = 0;
   uint64_t retries = 0, crashes = 0, scheduler_restarts = 0, reports_lost = 0;
   uint64_t bytes_fetched = 0, bytes_handed_over = 0, bytes_replicated = 0;
   std::vector<float> ttft_error, itl_error;  // |predicted - actual| / actual

@@ -32,6 +32,7 @@ constexpr SimTime kNever = INT64_MAX;
 // Workers have registered when the first request comes.
 constexpr SimTime kWarmUp = kSimSecond;
 constexpr SimTime kReplicateEvery = kSimSecond;
+constexpr SimTime kWeighEvery = kSimSecond;
 // A gateway asks again where no worker is ready: as long as a scheduler that restarts may take.
 constexpr SimTime kUnavailableRetry = kSimSecond / 2;
 constexpr uint32_t kUnavailableRetriesMax = 120;
@@ -87,6 +88,9 @@ struct Transfer {
 struct SimWorker {
   std::string id;
   Role role = Role::kBoth;
+  Role configured_role = Role::kBoth;  // that it starts with
+  std::optional<Role> next_role;       // it takes nothing new until it has this role
+  bool told = false;                   // the scheduler knows
   std::unique_ptr<PoolCore> pool;
   std::unique_ptr<SimEngine> engine;
   SimTime engine_event = SimEngine::kIdle;  // when the event is due that ends its step
@@ -116,7 +120,8 @@ enum class EventKind : uint8_t {
   kCrash,
   kBoot,
   kSchedulerDown,
-  kSchedulerUp
+  kSchedulerUp,
+  kSetRole
 };
 
 struct Event {
@@ -261,6 +266,11 @@ class Simulation {
   void StartWorker(uint32_t w);
   void Crash(uint32_t w);
   void Sample();
+
+  // --- roles ---
+  void Weigh();
+  // What it would not do in its next role is done.
+  bool MayChange(uint32_t w) const;
   SimTime Exponential(double mean) { return FromSeconds(mean * DrawExponential(fault_rng_)); }
   bool Over() const { return ended_ == workload_.requests.size(); }
 
@@ -279,6 +289,7 @@ class Simulation {
   uint64_t serials_ = 0;
   std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
   std::unique_ptr<SchedulerCore> core_;  // null: it is down
+  std::optional<ElasticityCore> elastic_;
   std::vector<SimWorker> workers_;
   absl::flat_hash_map<std::string, uint32_t> worker_of_;
   std::vector<PrefillSample> first_prefills_;  // what a worker measures when it starts
@@ -297,6 +308,7 @@ class Simulation {
   SimTime report_base_ = 0;
   uint64_t next_report_ = 0;  // the n-th of all workers' turns
   SimTime next_tick_ = 0, next_replicate_ = kReplicateEvery, next_sample_ = 0, sample_every_ = kSimSecond;
+  SimTime next_weigh_ = kNever;
   std::vector<GroupResult*> tenants_;
   SimResult result_;
 
@@ -343,7 +355,7 @@ absl::Status Simulation::Prepare() {
     for (uint32_t i = 0; i < n; ++i) {
       SimWorker& w = workers_.emplace_back();
       w.id = letter + std::to_string(i);
-      w.role = role;
+      w.role = w.configured_role = role;
       worker_of_[w.id] = static_cast<uint32_t>(workers_.size() - 1);
     }
   };
@@ -366,6 +378,7 @@ void Simulation::NewCore() {
   options.chunk_tokens = profile_.max_step_tokens;
   core_ = std::make_unique<SchedulerCore>(
       options, o_.replication, o_.oracle_lengths ? std::make_unique<OracleLengths>(workload_) : nullptr);
+  elastic_.emplace(o_.elasticity_options);
 }
 
 void Simulation::StartWorker(uint32_t w) {
@@ -377,6 +390,9 @@ void Simulation::StartWorker(uint32_t w) {
   worker.engine_event = SimEngine::kIdle;
   ++worker.engine_version;
   worker.up = true;
+  worker.role = worker.configured_role;
+  worker.next_role.reset();
+  worker.told = false;
   worker.seq = 0;
   worker.snapshot = true;
   worker.prefills = first_prefills_;
@@ -941,6 +957,11 @@ void Simulation::HandedOver(Live& l, uint64_t id) {
 void Simulation::Report(uint32_t w) {
   SimWorker& worker = workers_[w];
   if (!worker.up) return;
+  if (worker.next_role && worker.told && MayChange(w)) {
+    worker.role = *std::exchange(worker.next_role, std::nullopt);
+    worker.told = false;
+    ++result_.role_changes;
+  }
   uint32_t slot = static_cast<uint32_t>(mail_.size());
   if (free_mail_.empty()) {
     mail_.emplace_back();
@@ -957,6 +978,8 @@ void Simulation::Report(uint32_t w) {
   r.address.boot_id = std::to_string(worker.boot);
   r.address.grpc = worker.id;
   r.role = worker.role;
+  r.next_role = worker.next_role;
+  r.draining = worker.next_role.has_value();
   r.model = model_;
   r.seq = ++worker.seq;
   r.snapshot = std::exchange(worker.snapshot, false);
@@ -1011,7 +1034,9 @@ void Simulation::Deliver(uint32_t slot) {
   if (core_ == nullptr) {
     if (same) worker.snapshot = true;
   } else {
+    const bool changes = mail.report.next_role.has_value();
     const ReportResult reply = core_->Report(std::move(mail.report), At(now_));
+    if (same && changes && reply.status.ok()) worker.told = true;
     if (same && (reply.resync || !reply.status.ok())) worker.snapshot = true;
   }
   free_mail_.push_back(slot);
@@ -1073,6 +1098,24 @@ void Simulation::Sample() {
   result_.load.push_back(s);
 }
 
+// --- roles ---
+
+void Simulation::Weigh() {
+  if (core_ == nullptr) return;
+  const ElasticityAdvice advice = elastic_->Tick(core_->Elasticity(At(now_)), At(now_));
+  if (o_.elasticity != ElasticityMode::kAct || advice.worker.empty()) return;
+  Push(now_ + control_, EventKind::kSetRole, worker_of_.at(advice.worker),
+       static_cast<uint32_t>(advice.role));
+  elastic_->OnOrdered(advice.worker, /*taken=*/true, At(now_));
+}
+
+bool Simulation::MayChange(uint32_t w) const {
+  const bool decodes = CanDecode(workers_[w].role);
+  return std::none_of(live_.begin(), live_.end(), [&](const Live& l) {
+    return l.used && l.placed && (decodes ? l.decode == w : l.prefill == w && !l.decoding);
+  });
+}
+
 void Simulation::Handle(const Event& e) {
   const auto live = [&] { return Find(e.subject); };
   switch (e.kind) {
@@ -1113,6 +1156,13 @@ void Simulation::Handle(const Event& e) {
       core_.reset();
       Push(now_ + FromSeconds(o_.faults.scheduler_down_seconds), EventKind::kSchedulerUp, 0);
       break;
+    case EventKind::kSetRole: {
+      SimWorker& worker = workers_[e.subject];
+      if (!worker.up || worker.next_role) break;
+      worker.next_role = static_cast<Role>(e.version);
+      Report(static_cast<uint32_t>(e.subject));
+      break;
+    }
     case EventKind::kSchedulerUp:
       NewCore();
       Push(now_ + Exponential(o_.faults.scheduler_crash_every_seconds), EventKind::kSchedulerDown, 0);
@@ -1127,6 +1177,7 @@ SimResult Simulation::Run(const SimProgress& progress) {
   next_tick_ = tick_every;
   const auto n = static_cast<uint64_t>(workers_.size());
   report_base_ = report_interval_;
+  if (o_.elasticity != ElasticityMode::kOff) next_weigh_ = kWeighEvery;
   const auto report_at = [&] {
     return report_base_ + static_cast<SimTime>(next_report_ / n) * report_interval_ +
            static_cast<SimTime>(next_report_ % n) * report_interval_ / static_cast<SimTime>(n);
@@ -1140,7 +1191,8 @@ SimResult Simulation::Run(const SimProgress& progress) {
     const SimTime at_link = links_.next();
     const SimTime at_arrival = next_arrival_ < workload_.requests.size() ? ArrivesAt(next_arrival_) : kNever;
     const SimTime at_report = report_at();
-    now_ = std::min({at_event, at_link, at_arrival, at_report, next_tick_, next_replicate_, next_sample_});
+    now_ = std::min(
+        {at_event, at_link, at_arrival, at_report, next_tick_, next_replicate_, next_sample_, next_weigh_});
     if (now_ == at_event) {
       const Event e = events_.top();
       events_.pop();
@@ -1159,6 +1211,9 @@ SimResult Simulation::Run(const SimProgress& progress) {
         for (const CopyOrder& order : core_->Replicate(At(now_))) Copy(order);
       }
       next_replicate_ += kReplicateEvery;
+    } else if (now_ == next_weigh_) {
+      Weigh();
+      next_weigh_ += kWeighEvery;
     } else {
       Sample();
       next_sample_ = now_ + sample_every_;
@@ -1177,6 +1232,8 @@ SimResult Simulation::Run(const SimProgress& progress) {
   }
   for (const SimWorker& w : workers_) {
     if (w.up) result_.slots_leaked += w.pool->counts().leased;
+    result_.prefill_at_end += w.role == Role::kPrefill ? 1 : 0;
+    result_.decode_at_end += w.role == Role::kDecode ? 1 : 0;
   }
   if (core_ != nullptr) result_.bookings_left = core_->inflight();
   result_.wall_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();

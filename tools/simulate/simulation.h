@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "scheduler/elasticity.h"
 #include "scheduler/fair_queue.h"
 #include "scheduler/options.h"
 #include "scheduler/replication.h"
@@ -29,6 +30,8 @@ struct SimOptions {
   uint32_t prefill = 0, decode = 0, both = 0;  // workers by role
   SchedulerOptions scheduler;                  // its objectives are those that requests are judged by, too
   ReplicationOptions replication;
+  ElasticityMode elasticity = ElasticityMode::kOff;
+  ElasticityOptions elasticity_options;
   bool oracle_lengths = false;  // the scheduler knows how long answers get
   std::string eviction = "turn-aware";
   FairQueue::Order order = FairQueue::Order::kVtc;  // of what waits in an engine
