@@ -1276,8 +1276,77 @@ def tls_frame():
         put("tls_frame", name, content)
 
 
+def cluster_value():
+    member = {
+        "id": "decode-1",
+        "role": "decode",
+        "boot_id": "a" * 32,
+        "address": "10.0.0.1:8100",
+        "version": "0.1",
+        "fingerprint": "f" * 64,
+        "pid": 4711,
+        "host": "h",
+        "term": "7",
+    }
+    members = {
+        "good": compact(member),
+        "newer": compact(dict(member, colour={"of": ["the", "sea"]})),
+        "term_number": compact(dict(member, term=7)),
+        "term_2_to_64_minus_1": compact(dict(member, term=str(2**64 - 1))),
+        "term_2_to_64": compact(dict(member, term=str(2**64))),
+        "term_negative": compact(dict(member, term="-1")),
+        "address_none": compact(dict(member, address="nowhere")),
+        "id_empty": compact(dict(member, id="")),
+        "key_twice": compact(member)[:-1] + ',"id":"x"}',
+        "deep": "[" * 200 + "]" * 200,
+        "cut": compact(member)[:-5],
+        "list": "[]",
+        "not_utf8": b"m{\"id\":\"\xff\xfe\"}",
+        "above": compact(dict(member, host="h" * 5000)),
+    }
+    for name, content in members.items():
+        put("cluster_value", "member_" + name, content if isinstance(content, bytes) else "m" + content)
+    for number in ("", "0", "7", "007", "-1", " 7", "7x", str(2**62), str(2**64 - 1), str(2**64)):
+        put("cluster_value", "term_" + (number.replace(" ", "_") or "empty"), "t" + number)
+    authors = {
+        "good": compact({"who": "root@here", "when": "2026-01-02T03:04:05Z"}),
+        "zone": compact({"who": "root@here", "when": "2026-01-02T03:04:05.678+09:30"}),
+        "infinite": compact({"who": "x", "when": "infinite-future"}),
+        "control": '{"who":"a\\nb\\u202e","when":"2026-01-02T03:04:05Z"}',
+        "number": compact({"who": 1, "when": 2}),
+    }
+    for name, content in authors.items():
+        put("cluster_value", "author_" + name, "a" + content)
+    documents = {
+        "empty": "",
+        "comment": "# as in the files\n",
+        "live": "scheduler:\n  slo: {ttft: 8s, itl: 200ms}\n  classes: {batch: {ttft: 10m}}\n  placement: mooncake\n"
+        "kv:\n  tenant_quota_bytes: 1GiB\n  tenant_quotas: {a: 256MiB, b: 0B}\n"
+        "gateway:\n  tenant_limits: {requests_per_minute: 60, max_inflight: 4}\nlog: {level: debug}\n",
+        "restart": "engine: {max_batch: 64, order: fcfs}\nworker: {prefill_timeout: 5s}\nstore: {follow: all}\n",
+        "refused": "worker: {id: a}\ncluster: {etcd: [h:1]}\ngateway: {server_key: x, tls: {cert: y}}\n",
+        "keys": "gateway:\n  api_keys:\n    - {key_sha256: ab, tenant: t}\n",
+        "quotas_twice": "kv: {tenant_quotas: {a: 1MiB, a: 2MiB}}\n",
+        "quotas_parted": 'kv: {tenant_quotas: {"a,b": 1MiB, "c:d": "1MiB,e:2MiB"}}\n',
+        "unknown": "scheduler: {placment: tidepool}\n",
+        "together": "engine: {max_batch: 512}\n",
+        "two": "kv: {}\n---\nkv: {}\n",
+        "aliases": "a: &a [x, x]\nb: &b [*a, *a]\nscheduler: {slo: *b}\n",
+        "own_alias": "scheduler: &s {slo: *s}\n",
+        "merge": "scheduler: {<<: {slo: {ttft: 1s}}}\n",
+        "tag": "scheduler: !!binary aGk=\n",
+        "key_list": "? [a, b]\n: c\n",
+        "deep": "[" * 3000,
+        "deep_map": "{a: " * 1500,
+        "not_utf8": b"cscheduler: {placement: \xff\xfe}\n",
+        "nul": b"clog: {level: \"in\\0fo\"}\n",
+    }
+    for name, content in documents.items():
+        put("cluster_value", "config_" + name, content if isinstance(content, bytes) else "c" + content)
+
+
 def main():
-    for make in (tls_frame, batch, structured, kv_codec, disk_record, fetch_frame, safetensors, config_json, tokenizer_json, tokenizer_text, detokenizer, chat_template, http, request_json):
+    for make in (cluster_value, tls_frame, batch, structured, kv_codec, disk_record, fetch_frame, safetensors, config_json, tokenizer_json, tokenizer_text, detokenizer, chat_template, http, request_json):
         make()
     folder = os.path.join(HERE, "tokenizers")
     os.makedirs(folder, exist_ok=True)
