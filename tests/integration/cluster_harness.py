@@ -68,16 +68,21 @@ class Process:
 class Etcd(Process):
     """One etcd member; starts again on the same ports, with its data or without."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, namespaces=None):
         super().__init__(folder, "etcd")
         self.data = os.path.join(folder, "etcd-data")
-        self.address = f"127.0.0.1:{free_port()}"
-        self.peer = f"127.0.0.1:{free_port()}"
+        if namespaces is None:
+            self.before = []
+            self.address, self.peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        else:
+            host = namespaces.add("etcd")
+            self.before = namespaces.command("etcd")
+            self.address, self.peer = host + ":2379", host + ":2380"
 
     def start(self):
         client, peer = f"http://{self.address}", f"http://{self.peer}"
         self.spawn(
-            ["etcd", "--name", "a", "--data-dir", self.data, "--listen-client-urls", client]
+            [*self.before, "etcd", "--name", "a", "--data-dir", self.data, "--listen-client-urls", client]
             + ["--advertise-client-urls", client, "--listen-peer-urls", peer]
             + ["--initial-advertise-peer-urls", peer, "--initial-cluster", "a=" + peer]
         )
@@ -103,8 +108,9 @@ class Role(Process):
 
     def start(self, wait=True):
         read_end, write_end = os.pipe()
-        env = dict(self.cluster.env, TIDEPOOL_READY_FD=str(write_end))
-        self.spawn([BINARY, *self.words], env=env, pass_fds=[write_end])
+        before, more = self.cluster.placed(self.name)
+        env = dict(self.cluster.env, **more, TIDEPOOL_READY_FD=str(write_end))
+        self.spawn([*before, BINARY, *self.words], env=env, pass_fds=[write_end])
         os.close(write_end)
         self.ready_fd = read_end
         if wait:
@@ -161,13 +167,16 @@ class Role(Process):
 
 
 class Cluster:
-    """Context manager: etcd, schedulers, workers and gateways, all ready."""
+    """Context manager: etcd, schedulers, workers and gateways, all ready; with `namespaces` each in one of its own."""
 
-    def __init__(self, schedulers=3, gateways=2, workers=("prefill", "prefill", "decode", "decode"), args=()):
+    def __init__(
+        self, schedulers=3, gateways=2, workers=("prefill", "prefill", "decode", "decode"), args=(), namespaces=None
+    ):
+        self.namespaces = namespaces
         self.folder = tempfile.mkdtemp(prefix="tidepool-cluster-")
         self.args = list(args)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("TIDEPOOL_")}
-        self.etcd = Etcd(self.folder)
+        self.etcd = Etcd(self.folder, namespaces)
         self.env.update(
             TIDEPOOL_CLUSTER_ETCD=self.etcd.address,
             TIDEPOOL_CLUSTER_TOKEN="a token of sixteen characters",
@@ -184,6 +193,18 @@ class Cluster:
         self.schedulers = [Role(self, f"scheduler-{i}", ["scheduler", *self.args]) for i in range(schedulers)]
         self.workers = [self.worker(f"{role}-{i}", role) for i, role in enumerate(workers)]
         self.gateways = [Role(self, f"gateway-{i}", ["gateway", *self.args]) for i in range(gateways)]
+
+    def placed(self, name):
+        """(what stands before its command, environment) of the process of this name."""
+        if self.namespaces is None:
+            return [], {}
+        host = self.namespaces.add(name)
+        listen = ["SCHEDULER_LISTEN", "GATEWAY_HTTP_LISTEN", "GATEWAY_GRPC_LISTEN", "WORKER_LISTEN"]
+        listen += [role + "_METRICS_LISTEN" for role in ("SCHEDULER", "GATEWAY", "WORKER")]
+        env = {"TIDEPOOL_" + field: host + ":0" for field in listen}
+        # Nobody but the test has a route there.
+        env.update(TIDEPOOL_TRANSPORT_NET_DEVICES="eth0", TIDEPOOL_GATEWAY_ALLOW_UNAUTHENTICATED="true")
+        return self.namespaces.command(name), env
 
     def worker(self, name, role, *more):
         return Role(self, name, ["worker", "--role", role, "--worker-id", name, *self.args, *more])

@@ -103,7 +103,12 @@ class Serve:
         env["TIDEPOOL_READY_FD"] = str(write_end)
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [self.binary, "serve", *self.args], env=env, stdout=log, stderr=log, pass_fds=[write_end]
+                [self.binary, "serve", *self.args],
+                env=env,
+                stdin=subprocess.DEVNULL,  # with a terminal SIGHUP would mean that it is gone
+                stdout=log,
+                stderr=log,
+                pass_fds=[write_end],
             )
         os.close(write_end)
         try:

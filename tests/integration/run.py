@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 import time
 import unittest
@@ -83,6 +84,8 @@ def main():
     parser.add_argument("--filter", default="")
     parser.add_argument("--retry", action="store_true")
     options = parser.parse_args()
+    # As an exception, so that what the tests have started and made is taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.path.insert(0, HERE)
     started = time.monotonic()
     out = run(discover(re.compile(options.filter).search))

@@ -113,6 +113,9 @@ class SchedulerTest(ClusterCase):
             status, reply = self.cluster.gateways[0].post("/v1/completions", self.body(tokens=4))
             self.assertEqual(status, 200, reply)
             slowest = max(slowest, time.monotonic() - began)
+            # Nor does a load balancer take a gateway out.
+            status, report = self.cluster.gateways[1].get("/readyz")
+            self.assertEqual(status, 200, report)
         self.assertLess(slowest, TAKEOVER_SECONDS)
         self.finish(running, expected)
         successor = self.cluster.wait_leader()
