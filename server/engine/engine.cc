@@ -572,7 +572,8 @@ void Engine::Impl::AnnounceLastChunks() {
   streaming.clear();
   layers_told = 0;
   for (Part& p : parts) {
-    if (!p.item.last || !p.sequence->spec().stream_layers || p.scored()) continue;
+    // Of one that failed there is nothing left: those that are computed apart come before this.
+    if (p.failed || !p.item.last || !p.sequence->spec().stream_layers || p.scored()) continue;
     streaming.push_back(&p);
     p.sequence->sink().OnLastChunk(p.sequence->sealed(), p.sequence->unsealed_blocks());
   }
