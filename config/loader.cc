@@ -3,11 +3,13 @@
 #include <cstdlib>
 #include <fstream>
 #include <set>
+#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "config/fields.h"
 #include "config/yaml_read.h"
+#include "yaml-cpp/eventhandler.h"
 #include "yaml-cpp/yaml.h"
 
 namespace tidepool {
@@ -155,16 +157,39 @@ class YamlReader {
   std::vector<std::string>& problems_;
 };
 
+// Hears of a document and keeps nothing.
+class Unheard : public YAML::EventHandler {
+  void OnDocumentStart(const YAML::Mark&) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {
+  }
+  void OnMapEnd() override {}
+};
+
+// Two are looked for and no more: behind a document that is followed by what belongs to none, yaml-cpp finds
+// empty ones without end.
+bool HoldsSeveralDocuments(const std::string& text) {
+  std::istringstream in(text);
+  YAML::Parser parser(in);
+  Unheard unheard;
+  return parser.HandleNextDocument(unheard) && parser.HandleNextDocument(unheard);
+}
+
 void ReadYaml(std::string_view text, std::string_view name, LoadedConfig& out,
               std::vector<std::string>& problems) {
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
-    if (documents.size() > 1) {
-      problems.push_back(
-          absl::StrCat(std::string(name), ": holds ", documents.size(), " YAML documents; one is read"));
+    const std::string yaml(text);
+    if (HoldsSeveralDocuments(yaml)) {
+      problems.push_back(absl::StrCat(std::string(name), ": holds more than one YAML document; one is read"));
       return;
     }
-    if (!documents.empty()) YamlReader(name, out, problems).ReadSection(documents[0], "");
+    YamlReader(name, out, problems).ReadSection(YAML::Load(yaml), "");
   } catch (const YAML::Exception& e) {
     problems.push_back(
         absl::StrCat(std::string(name), ":", e.mark.line + 1, ":", e.mark.column + 1, ": not YAML: ", e.msg));

@@ -99,7 +99,8 @@ TEST(LoaderTest, RefusesAKeyGivenTwice) {
 
 TEST(LoaderTest, BrokenYamlNamesThePlace) {
   EXPECT_THAT(Problems("engine: {threads: 1\nlog: ]\n"), StartsWith("t.yaml:2:"));
-  EXPECT_THAT(Problems("a: 1\n---\nb: 2\n"), HasSubstr("2 YAML documents"));
+  EXPECT_THAT(Problems("a: 1\n---\nb: 2\n"), HasSubstr("more than one YAML document"));
+  EXPECT_THAT(Problems("&a 'x' {!m}"), HasSubstr("more than one YAML document")) << "and comes to an end";
   EXPECT_THAT(Problems(std::string(100000, '[')), StartsWith("t.yaml:"));
 }
 
