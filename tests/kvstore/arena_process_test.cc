@@ -84,6 +84,7 @@ class ReaderDies : public testing::Test {
     reader_ = std::make_unique<Peer>(std::vector<std::string>{"reader", owner_.peer().arena});
     ASSERT_EQ(reader_->Ask("take map 1000 1"), 1);
     ASSERT_EQ(reader_->Ask("drop"), 0);
+    ASSERT_TRUE(EventuallyTrue([&] { return owner_.server->held_blocks() == 0; }));
   }
   void DieAndExpectIdle() {
     reader_->Kill();
