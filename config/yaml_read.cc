@@ -1,9 +1,9 @@
 #include "config/yaml_read.h"
 
-#include <algorithm>
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "base/log.h"
 #include "yaml-cpp/yaml.h"
 
 namespace tidepool {
@@ -45,13 +45,12 @@ std::vector<ApiKeyConfig> ReadApiKeyList(const YAML::Node& node, std::string_vie
 }
 
 std::string TenantNameProblem(std::string_view tenant) {
-  const bool control =
-      std::ranges::any_of(tenant, [](char c) { return static_cast<unsigned char>(c) < 0x20; });
-  if (!tenant.empty() && tenant.size() <= kTenantCharsMax && !control &&
+  // Text that is none would not be the same again in a message, a metric or a file.
+  if (!tenant.empty() && tenant.size() <= kTenantCharsMax && Printable(tenant) == tenant &&
       tenant.find_first_of(",:") == std::string_view::npos) {
     return "";
   }
-  return absl::StrCat("must have 1 to ", kTenantCharsMax, " characters without ',' and ':'");
+  return absl::StrCat("must have 1 to ", kTenantCharsMax, " characters, printable UTF-8 without ',' and ':'");
 }
 
 std::vector<std::string> ApiKeyProblems(const std::vector<ApiKeyConfig>& keys) {

@@ -26,7 +26,7 @@ std::vector<ApiKeyConfig> ReadApiKeyList(const YAML::Node& node, std::string_vie
 absl::StatusOr<std::string> ReadConfigFile(const std::string& path, std::string_view from);
 
 // What is wrong with the keys, one problem an entry; empty: nothing. Digests of 64 lower-case hex digits, one
-// tenant a key, tenants of 1 to 64 characters without ',' and ':' and control characters.
+// tenant a key, tenants of 1 to 64 characters, printable UTF-8 without ',' and ':'.
 std::vector<std::string> ApiKeyProblems(const std::vector<ApiKeyConfig>& keys);
 // The same of a tenant's name; empty: fine.
 std::string TenantNameProblem(std::string_view tenant);

@@ -113,6 +113,7 @@ TEST(LoaderTest, ReadsTenantQuotas) {
               HasSubstr("kv.tenant_quotas must hold TENANT: SIZE"));
   EXPECT_THAT(Problems("kv: {tenant_quotas: {a: lots}}\n"), HasSubstr("'lots' is not a size"));
   EXPECT_THAT(Problems("kv: {tenant_quotas: {'a:b': 1GiB}}\n"), HasSubstr("without ',' and ':'"));
+  EXPECT_THAT(Problems("kv: {tenant_quotas: {a\xff: 1GiB}}\n"), HasSubstr("printable UTF-8"));
 }
 
 TEST(LoaderTest, ReadsApiKeys) {
